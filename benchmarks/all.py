@@ -1,7 +1,7 @@
-"""All benchmarks of speed one after the other, and one table of ratios: python benchmarks/all.py [NAME ...].
+"""Run the speed benchmarks one after the other and print one table of ratios: python benchmarks/all.py [NAME ...].
 
-Each runs in a process of its own with one thread, but `encoding` with all cores; a few minutes on two idle cores.
-Figures are in results/speed/ as JSON; the table of all goes into docs/performance.md, which explains it.
+Each runs in its own process with one thread, except `encoding`, which uses all cores; a few minutes on two idle cores.
+The numbers are written to results/speed/ as JSON and the table to docs/performance.md, which explains it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMES = (
 
 
 def main() -> None:
-    """Run, then print all tables as one."""
+    """Run the benchmarks and print one table of all results."""
     failed = []
     for name in sys.argv[1:] or NAMES:
         sys.stderr.write(f"{name} ...\n")
@@ -49,7 +49,7 @@ def main() -> None:
     sys.stdout.write(text + "\n")
     if failed:
         raise SystemExit("\n".join(failed))
-    if "OODBENCH_SPEED" in os.environ:  # figures of another place
+    if "OODBENCH_SPEED" in os.environ:  # numbers in another folder
         return
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)

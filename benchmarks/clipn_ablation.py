@@ -1,5 +1,5 @@
-"""CLIPN's ablations on glyphs: python benchmarks/clipn_ablation.py FOLDER. Trains each variant by `oodbench train`,
-scores it by `oodbench run`, and prints the table of docs/reproducing.md. A variant that is there is not trained again.
+"""CLIPN's ablations on glyphs: python benchmarks/clipn_ablation.py FOLDER. Train each variant with `oodbench train`,
+score it with `oodbench run`, and print the table of docs/reproducing.md. Variants in FOLDER are not trained again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def call(*arguments: str) -> None:
-    """Run a command; its output only when it fails."""
+    """Run a command; exit with its output if it fails."""
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}\n{done.stdout}{done.stderr}")

@@ -1,10 +1,10 @@
-"""CLIPN's training step against the release's loop: python benchmarks/clipn_training.py [--batch-size N] [--device D].
+"""CLIPN's training step against the released loop: python benchmarks/clipn_training.py [--batch-size N] [--device D].
 
-Both train the "no" tower of ViT-B-16 (random weights) on the same captions. The release, written again from its
-description, runs the frozen image tower and the frozen text tower at every step and all 77 positions of both texts; its
-decoding and augmentation are not counted. Ours reads stored embeddings, runs the "no" tower alone, to the longest
-caption. Scaled down for a CPU, where batch 2048 would take hours, and timed there by the CPU time of this process; on a
-GPU by the wall clock, both loops in the same precision (`--precision bf16` is autocast).
+Both train the "no" tower of ViT-B-16 (random weights) on the same captions. The released loop, written again from its
+description, runs the frozen image tower and the frozen text tower at every step, on all 77 positions of both texts; its
+decoding and augmentation are not counted. Ours reads stored embeddings and runs only the "no" tower, up to the longest
+caption. On a CPU, where batch 2048 would take hours, the batch is small and the CPU time of this process is measured;
+on a GPU the wall clock, with both loops in the same precision (`--precision bf16` is autocast).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from oodbench.training.schedule import Schedule
 
 ARCHITECTURE = "ViT-B-16"
 CHUNK = 256  # pairs that go through the "no" tower at once, the default of `oodbench train`
-# As long as alternative texts of the web: 5 to 20 words.
+# As long as alt texts on the web: 5 to 20 words.
 CAPTIONS = (
     "a very typical bus station",
     "the player celebrates with his team mate after the second goal of the match",
@@ -49,7 +49,7 @@ CAPTIONS = (
 
 
 def training_data(folder: Path, pairs: int, depth: int) -> TrainingData:
-    """Stored embeddings of so many pairs."""
+    """Return stored embeddings of a number of pairs."""
     rng = np.random.default_rng(0)
     for name in ("images", "texts"):
         rows = rng.normal(size=(pairs, depth)).astype(np.float32)
@@ -65,7 +65,7 @@ def training_data(folder: Path, pairs: int, depth: int) -> TrainingData:
 
 
 class Release:
-    """The release's step."""
+    """The step of the released loop."""
 
     def __init__(self, model: Any, method: Any, encoder: OpenClip, batch: int, precision: str) -> None:
         self.encoder, self.batch, self.precision = encoder, batch, precision
@@ -93,7 +93,7 @@ class Release:
 
 
 def whole_context(module: Any, tokens: Tensor, which: Tensor) -> Tensor:
-    """The "no" tower over all positions, padding included."""
+    """Run the "no" tower on all positions, including padding."""
     tower = module.tower
     choices = torch.cat([module.prompt_no, module.prompt_no.mean(0, keepdim=True)])
     x = tower.token_embedding(tokens) + tower.positional_embedding + choices[which]
@@ -140,7 +140,7 @@ def measured(encoder: OpenClip, model: Any, folder: Path, asked: argparse.Namesp
     steps = iter(range(1000))
 
     def tower() -> None:
-        """The floor: the "no" tower's own forward and backward."""
+        """Run only forward and backward of the "no" tower: the lower bound."""
         trainer.optimiser.zero_grad()
         with autocast(encoder.device, asked.precision):
             embedded = trainer.module(tokens, which)
@@ -162,7 +162,7 @@ def measured(encoder: OpenClip, model: Any, folder: Path, asked: argparse.Namesp
 
 
 def clock() -> float:
-    """The wall clock, after all that the GPU was given."""
+    """Return the wall clock once the GPU is idle."""
     torch.cuda.synchronize()
     return time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""Start of commands beside a bare Python: python benchmarks/commands.py [--rows 2000]. CPU time of the processes."""
+"""Start of commands against a bare Python: python benchmarks/commands.py [--rows 2000]. CPU time of the processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMITS = {"--help": 0.5, "methods": 0.5, "report": 2.0}  # seconds of the wall o
 
 
 def children() -> float:
-    """CPU seconds of the processes that this one has started and waited for."""
+    """Return the CPU seconds of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -44,7 +44,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         (Path(folder) / "runs").mkdir()
         one = from_json(ROW.read_text())
-        for i in range(asked.rows):  # as many encoders as a large sweep, every row of its own
+        for i in range(asked.rows):  # as many encoders as in a large sweep, all rows different
             encoder = {**one.encoder, "name": f"encoder {i // 10}"}
             label = f"mcm[temperature={1 + i % 10}]"
             parameters = {**one.parameters, "temperature": float(1 + i % 10)}

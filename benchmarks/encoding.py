@@ -1,8 +1,8 @@
-"""Extraction and a whole run beside bare passes of the same encoder: python benchmarks/encoding.py [--images 200].
+"""Extraction and a whole run against bare passes of the same encoder: python benchmarks/encoding.py [--images 200].
 
-ViT-B-32 with random weights, in this process, on all cores; the wall clock, for decoding and the model share them.
-Text is encoded before the clocks start: it is made once per encoder and kept. Scaled down: few images a set, 1,000
-negative words and one prompt for CLIPN; ODIN and the extraction of ViT-B-16 go through a tenth of the images.
+ViT-B-32 with random weights, in this process, on all cores; the wall clock, because decoding and the model share them.
+Text is encoded before the timing, because it is encoded once per encoder and stored. Scaled down: few images per set,
+1,000 negative words and one prompt for CLIPN; ODIN and the extraction of ViT-B-16 use a tenth of the images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SETS = ("id", "near", "far", "other", "last", "train")
 
 
 def pictures(folder: Path, images: int, sets: Sequence[str] = SETS) -> None:
-    """JPEGs of ImageNet's mean size: an ID set with ten classes, four OOD sets, and an ID split for calibration."""
+    """Write JPEGs of ImageNet's mean size: an ID set with ten classes, four OOD sets, and a calibration split."""
     rng = np.random.default_rng(0)
     for name in sets:
         for i in range(images):
@@ -51,7 +51,7 @@ def pictures(folder: Path, images: int, sets: Sequence[str] = SETS) -> None:
 
 
 def trained(folder: Path, encoder: str) -> list[str]:
-    """Files of weights for CLIPN and ZOC: one step of training on eight pairs, for speed depends on no value."""
+    """Return weights files for CLIPN and ZOC after one step on eight pairs, as speed does not depend on the values."""
     lines = [f"id/thing {i}/{i:04}.jpg,a photo of a red thing number {i} on a table" for i in range(8)]
     (folder / "captions.csv").write_text("\n".join(["filepath,caption", *lines]) + "\n")
     files = []
@@ -77,7 +77,7 @@ def trained(folder: Path, encoder: str) -> list[str]:
 
 
 def request(folder: Path, encoder: str, methods: tuple[str, ...], weights: list[str], limit: int | None = None) -> Any:
-    """One ID and four OOD sets; `folder:` names no calibration split, so ReAct's threshold is given."""
+    """Return a request with one ID and four OOD sets; without a calibration split, ReAct's threshold is given."""
     words = folder / "words"
     if not words.is_dir():
         words.mkdir()
@@ -105,7 +105,7 @@ def forget(store: Path, *kinds: str) -> None:
 
 
 def preloaded(plan: Plan) -> list[torch.Tensor]:
-    """All images of the plan as batches of pixels, normalised for the model."""
+    """Return all images of the plan as batches of pixels, normalised for the model."""
     pixels = transform(plan.card)
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (plan.card.mean, plan.card.std))
     batches = []
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def random_encoder(folder: Path, architecture: str) -> tuple[Any, str]:
-    """A model with random weights, and how a request names it."""
+    """Return a model with random weights, and its name in a request."""
     model = open_clip.create_model(architecture).eval()
     torch.save(model.state_dict(), folder / f"{architecture}.pt")
     return model, f"{architecture}@{folder / architecture}.pt"
@@ -144,14 +144,14 @@ def bare_pass(model: Any, batches: list[torch.Tensor]) -> None:
 
 
 def extracted(plan: Plan, loaded: OpenClip) -> None:
-    """All images of the plan again, from files into the store."""
+    """Extract all images of the plan again, from files to the store."""
     forget(plan.store.root, "embeddings")
     for listing in plan.listings:
         extract(plan.work(listing), lambda: loaded)
 
 
 def larger(folder: Path, images: int, rounds: int) -> Row:
-    """Extraction with an encoder beside which decoding weighs less."""
+    """Measure extraction with a larger encoder, for which decoding matters less."""
     model, encoder = random_encoder(folder, LARGER)
     plan = make_plan(request(folder, encoder, ("mcm",), [], images))
     loaded, batches = OpenClip(plan.encoder, "cpu", "fp32"), preloaded(plan)
@@ -185,7 +185,7 @@ def measured(folder: Path, images: int, rounds: int) -> list[Row]:
         return whole
 
     def kept() -> None:
-        """Loading of trained weights, fits, scores, rows."""
+        """Load trained weights, fit, score and write rows."""
         forget(store, "scores", "intervals")
         assert all(one.status == "ok" for one in api.run(eight).results)
 
@@ -197,7 +197,7 @@ def measured(folder: Path, images: int, rounds: int) -> list[Row]:
     }
     found = side_by_side(parts, "bare", rounds, time.perf_counter)
     of_odin = preloaded(odin)
-    extracted(odin, loaded)  # what its predictions are made of
+    extracted(odin, loaded)  # its predictions read them
     began = time.perf_counter()
     bare_pass(model, of_odin)
     middle = time.perf_counter()

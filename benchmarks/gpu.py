@@ -1,8 +1,8 @@
 """Encoding on a GPU in bf16: python benchmarks/gpu.py [--images 4096]. Not part of `make bench`; needs a GPU.
 
-Random weights. Ours from JPEG files beside an eager open_clip loop with autocast and a DataLoader, beside ours on
-preloaded tensors (what the GPU waits), and beside the card's measured bf16 product. On a machine without open_clip,
-bring it as a wheel; Ray and MLflow are not needed.
+Random weights. Ours from JPEG files against an eager open_clip loop with autocast and a DataLoader, against ours on
+preloaded tensors (the time that the GPU waits), and against the card's measured bf16 product. On a machine without
+open_clip, install it from a wheel; Ray and MLflow are not needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from oodbench.pipeline.request import request_from
 
 
 class Files(Dataset[torch.Tensor]):
-    """JPEG files through open_clip's own transform, as a peer reads them."""
+    """JPEG files through open_clip's transform, as in an ordinary loop."""
 
     def __init__(self, files: list[Path], pixels: Any) -> None:
         self.files, self.pixels = files, pixels
@@ -45,7 +45,7 @@ class Files(Dataset[torch.Tensor]):
 
 
 def peak(device: str, size: int) -> float:
-    """FLOP/s of a bf16 product."""
+    """Return the FLOP/s of a bf16 product."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):
         a @ b
@@ -56,7 +56,7 @@ def peak(device: str, size: int) -> float:
 
 
 def clock() -> float:
-    """The wall clock, after all that the GPU was given."""
+    """Return the wall clock once the GPU is idle."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

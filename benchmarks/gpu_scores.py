@@ -1,8 +1,8 @@
 """Scores of all methods on a GPU against those on the CPU: python benchmarks/gpu_scores.py. Not part of `make bench`.
 
-Glyphs is run twice, on the CPU and on the GPU, each with a store of its own, so that images and words are encoded on
-both. For every method and set the largest difference of a score is printed, and the largest difference of AUROC and
-FPR95 in percentage points. Seconds are those of the rows, which are what each method added.
+Glyphs is run twice, on the CPU and on the GPU, each with its own store, so that images and words are encoded on both.
+For every method and set it prints the largest difference of a score, and the largest difference of AUROC and FPR95 in
+percentage points. Seconds are those in the rows: the time that each method added.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Scores = dict[str, dict[str, npt.NDArray[np.float64]]]
 
 
 def run(folder: Path, device: str, limit: int | None) -> tuple[dict[str, Result], Scores]:
-    """The rows of glyphs by method, and the scores by method and set."""
+    """Return the rows of glyphs by method, and the scores by method and set."""
     store = folder / "store"
     request = request_from(
         methods="all", device=device, out=folder / "out", store=store, bootstrap=0, precision="fp32", limit=limit
@@ -43,7 +43,7 @@ def run(folder: Path, device: str, limit: int | None) -> tuple[dict[str, Result]
         entry = json.loads(file.read_text())
         (array,) = file.parent.glob("scores*.npy")
         if torch.device(entry["facts"]["device"]).type != torch.device(device).type:
-            raise SystemExit(f"asked for {device}, scored on {entry['facts']['device']}")
+            raise SystemExit(f"requested {device}, scored on {entry['facts']['device']}")
         scores.setdefault(entry["inputs"]["method"], {})[entry["facts"]["dataset"]] = np.load(array)
     return rows, scores
 
@@ -51,7 +51,7 @@ def run(folder: Path, device: str, limit: int | None) -> tuple[dict[str, Result]
 def compare(
     cpu: tuple[Mapping[str, Result], Scores], gpu: tuple[Mapping[str, Result], Scores]
 ) -> list[dict[str, object]]:
-    """One line per method: largest differences, and seconds on both."""
+    """Return one line per method: largest differences, and seconds on both devices."""
     lines: list[dict[str, object]] = []
     for method, sets in cpu[1].items():
         others = gpu[1][method]

@@ -1,7 +1,7 @@
 """Growth from 10^3 to 10^5 images: python benchmarks/growth.py. Time per image, memory, size on disk; one thread.
 
-Random embeddings and activations of ViT-B-32's sizes are in a store as extraction leaves them; methods that read them
-score them chunk by chunk. Mapped files are counted apart: the system takes their pages back when it needs them.
+The store has random embeddings and activations of ViT-B-32's sizes, as after extraction; methods score them chunk by
+chunk. Memory-mapped files are counted separately, because the system can reclaim their pages.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ NAMES = ("msp", "maxlogit", "energy", "mcm", "neglabel")
 
 
 def resident(kind: str) -> float:
-    """MiB in memory: "RssAnon" is this process's own, "RssFile" pages of files."""
+    """Return the MiB in memory: "RssAnon" is this process's own memory, "RssFile" pages of files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
 
 
 def stored(store: Store, images: int) -> EmbeddedSet:
-    """Embeddings as extraction leaves them."""
+    """Return stored embeddings as after extraction."""
     entries, starts = [], list(range(0, images, SHARD))
     for start in starts:
         n = min(SHARD, images - start)
@@ -43,7 +43,7 @@ def stored(store: Store, images: int) -> EmbeddedSet:
             "positions": torch.arange(n).numpy(),
         }
         entries.append(store.write("embeddings", {"images": images, "start": start}, arrays, {}))
-    nothing: Any = None  # the list itself is not looked at
+    nothing: Any = None  # the list itself is not read
     return EmbeddedSet(nothing, tuple(entries), tuple(starts))
 
 

@@ -1,8 +1,8 @@
-"""What all benchmarks share: parts timed side by side, their ratios with spread, and rows as JSON.
+"""Functions of all benchmarks: parts timed in alternation, their ratios with spread, and rows as JSON.
 
-Parts run in turn, A B A B, round after round, and each is compared with the base of its own round, so that other work
-on the machine hits both alike. The clock is this process's CPU time, which other processes do not add to, or the wall
-clock where several cores or processes are at work.
+Parts alternate, A B A B, and each is compared with the base of the same round, so that other work on the machine
+affects both equally. The clock is this process's CPU time, which excludes other processes, or the wall clock if several
+cores or processes are measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median and spread (10 % to 90 %) of part / base over the rounds, and the part's median seconds."""
+    """The median and spread (10 % to 90 %) of part / base over the rounds, and the part's median seconds."""
 
     median: float
     low: float
@@ -32,7 +32,7 @@ class Ratio:
     seconds: float
 
     def inverse(self) -> Ratio:
-        """base / part."""
+        """Return base / part."""
         return Ratio(1 / self.median, 1 / self.high, 1 / self.low, self.seconds)
 
 
@@ -40,10 +40,10 @@ class Ratio:
 class Row:
     """One line of the table.
 
-    what     what was measured, and on how much
-    base     what it is compared with
-    target   such as "<= 2" or ">= 20"; "" is none
-    note     what was scaled down, or what else must be known
+    what     the measurement and its size
+    base     the reference of the ratio
+    target   such as "<= 2" or ">= 20"; "" for none
+    note     what was scaled down, and other conditions
     """
 
     what: str
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the median is at target; None without one."""
+        """Return whether the median meets the target; None without a target."""
         if not self.target:
             return None
         sign, number = self.target.split()
@@ -65,14 +65,14 @@ class Row:
 
 
 def row(what: str, base: str, ratio: Ratio, target: str = "", note: str = "") -> Row:
-    """A measured ratio as a line."""
+    """Return a line for a measured ratio."""
     return Row(what, base, ratio.median, ratio.low, ratio.high, target, note, ratio.seconds)
 
 
 def side_by_side(
     parts: Mapping[str, Callable[[], object]], base: str, rounds: int, clock: Clock = time.process_time
 ) -> dict[str, Ratio]:
-    """Every part's ratio to the base, which runs beside each of them in every round."""
+    """Return every part's ratio to the base, which runs next to each part in every round."""
     others = [name for name in parts if name != base]
     taken: dict[str, list[float]] = {name: [] for name in parts}
     ratios: dict[str, list[float]] = {name: [] for name in others}
@@ -105,7 +105,7 @@ def _spread(values: list[float]) -> tuple[float, float, float]:
 
 
 def write(name: str, rows: list[Row], method: str, **about: object) -> None:
-    """Print the lines and keep them, with the machine and versions, in results/speed/NAME.json."""
+    """Print the lines and write them, with the machine and versions, to results/speed/NAME.json."""
     sys.stdout.write(table(rows) + "\n")
     FOLDER.mkdir(parents=True, exist_ok=True)
     about = {"machine": machine(), "device": "cpu", **about}
@@ -114,7 +114,7 @@ def write(name: str, rows: list[Row], method: str, **about: object) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown."""
+    """Return the table in Markdown."""
     lines = ["| what | against | ratio | 10-90 % | target | met | note |", "|---|---|---:|---|---|---|---|"]
     for one in rows:
         met = {True: "yes", False: "no", None: ""}[one.met]
@@ -126,7 +126,7 @@ def table(rows: list[Row]) -> str:
 
 
 def machine() -> dict[str, object]:
-    """Processor, threads and versions; no names of machines."""
+    """Return processor, threads and versions, without the name of the machine."""
     found: dict[str, object] = {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()}
     for module in ("numpy", "torch", "open_clip"):
         if module in sys.modules:

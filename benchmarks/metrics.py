@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 
 def clip_scores(kind: str) -> tuple[Floats, Floats]:
-    """Scores in the range of MCM over 1,000 classes, as they are or in half precision; or log-odds of four decimals."""
+    """Return scores in the range of MCM over 1,000 classes, also in half precision, or log-odds with four decimals."""
     rng = np.random.default_rng(0)
     id, ood = rng.beta(3, 2, N_ID), rng.beta(2, 3, N_OOD)
     if kind == "four decimals":
@@ -37,7 +37,7 @@ def all_metrics(id: Floats, ood: Floats) -> None:
 
 
 def as_usually_written(id: Floats, ood: Floats) -> None:
-    """scikit-learn's three curves and a search in one of them, as published code has it."""
+    """Compute scikit-learn's three curves and search one of them, as in published code."""
     from sklearn import metrics as sklearn_metrics
 
     labels, scores = np.repeat([1, 0], [id.size, ood.size]), np.concatenate([id, ood])
@@ -65,7 +65,7 @@ def measure(what: str, rounds: int) -> list[Row]:
     draws = [(rng.integers(0, N_ID, N_ID), rng.integers(0, N_OOD, N_OOD)) for _ in range(10)]
 
     def naive() -> None:
-        """Ten replicates."""
+        """Compute ten replicates."""
         for of_id, of_ood in draws:
             as_usually_written(id[of_id], ood[of_ood])
 
@@ -91,7 +91,7 @@ def scaled(ratio: Ratio, factor: float) -> Ratio:
 
 
 def nine() -> Row:
-    """Nine methods on nine sets, once: AUROC by DeLong, FPR95 by the paired bootstrap, the best marked."""
+    """Compare nine methods on nine sets once: AUROC by DeLong, FPR95 by the paired bootstrap, the best marked."""
     id, ood = clip_scores("no ties")
     noise = np.random.default_rng(1)
     several = {

@@ -1,6 +1,6 @@
-"""NegRefine's texts of pairs, counted: python benchmarks/negrefine.py [--images 400].
+"""Count the texts of pairs that NegRefine encodes: python benchmarks/negrefine.py [--images 400].
 
-Images and encoder are those of glyphs, the negative words every 20th noun of WordNet. An image asks for 25 pairs of a
+Images and encoder are those of glyphs, the negative words every 20th noun of WordNet. An image needs 25 pairs of a
 class and a negative word, in 8 prompts each; a pair is encoded once (Task.encode). The clock is the wall clock of one
 thread.
 """
@@ -27,7 +27,7 @@ PAIRS, PROMPTS = 25, 8  # of an image
 
 
 def measured(folder: Path, images: int, rounds: int) -> list[Row]:
-    """Score each image set, the first one again: its pairs are in memory then."""
+    """Score each image set, and then the first one again, whose pairs are in memory."""
     wordnet: Any = importlib.import_module("oodbench_methods._wordnet")
     words = folder / "nouns.txt"
     words.write_text("\n".join(wordnet.read_words(wordnet.OWN_LIST).nouns[::20]) + "\n")

@@ -1,7 +1,7 @@
-"""Patches beside plain passes of the same encoder: python benchmarks/patches.py [--images 16].
+"""Passes with patches against plain passes of the same encoder: python benchmarks/patches.py [--images 16].
 
-Random weights, batches of pixels in memory, one thread; the clock is this process's CPU time. A pass with patches gives
-embeddings and activations, too.
+Random weights, batches of pixels in memory, one thread; the clock is this process's CPU time. A pass with patches also
+computes embeddings and activations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOTE = "pixels in memory; activations and embeddings from the same pass"
 
 
 def measured(folder: Path, architecture: str, images: int, rounds: int) -> list[Row]:
-    """The pass with patches, and GL-MCM's score of what it gives."""
+    """Measure the pass with patches, and GL-MCM's score of its output."""
     _, name = random_encoder(folder, architecture)
     encoder = OpenClip(resolve(parse_encoder(name), None, Store(folder / "store")), "cpu", "fp32")
     batches = torch.rand(images, 3, *encoder.size).split(BATCH)

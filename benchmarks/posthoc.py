@@ -1,6 +1,6 @@
 """Methods that read ID images against their own matrix products: python benchmarks/posthoc.py [--rounds 5] [--bank N].
 
-Scored by the engine's own loop on one core. KNN is measured with banks of several sizes, to show how it grows.
+The engine's loop scores on one core. KNN is measured with banks of several sizes, to show the growth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BANK_CHUNK = (1 << 24) // CHUNK  # rows of the bank whose products are in memory
 
 
 def make_task(bank: Tensor, calibration: Tensor) -> Task:
-    """Return a task with random class vectors, and calibration images of all classes in turn."""
+    """Return a task with random class vectors, and calibration images that cycle through the classes."""
     labels = torch.arange(len(calibration)) % CLASSES
 
     def batches() -> Any:
@@ -36,13 +36,13 @@ def make_task(bank: Tensor, calibration: Tensor) -> Task:
 
 
 def product_and_selection(features: Tensor, bank: Tensor) -> None:
-    """The products in chunks of both, and the k largest of each chunk."""
+    """Compute the products in chunks of both, and the k largest of each chunk."""
     for part in chunks(features):
         torch.cat([(part @ rows.T).topk(K).values for rows in bank.split(BANK_CHUNK)], dim=1).topk(K)
 
 
 def knn(rounds: int, banks: list[int]) -> list[Row]:
-    """KNN with growing banks, and its own memory besides the bank."""
+    """Measure KNN with growing banks, and its memory besides the bank."""
     rows, features = [], unit(IMAGES, 0)
     for size in banks:
         bank = unit(size, 3)
@@ -66,7 +66,7 @@ def knn(rounds: int, banks: list[int]) -> list[Row]:
 
 
 def others(rounds: int) -> list[Row]:
-    """Mahalanobis, RMD, ViM and GEN against the products that each cannot do without, in the same precision."""
+    """Measure Mahalanobis, RMD, ViM and GEN against the products that each needs, in the same precision."""
     features, bank = unit(IMAGES * 4, 0), unit(CLASSES, 1)
     task, rows = make_task(bank, unit(CALIBRATION, 2)), []
     square, centres = torch.randn(DEPTH, DEPTH).double(), torch.randn(CLASSES, DEPTH).double()

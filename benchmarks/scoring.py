@@ -1,6 +1,6 @@
 """Scoring against the bare matrix product: python benchmarks/scoring.py [--rounds 7].
 
-By the engine's own loop, so with predictions.
+The engine's loop scores, and so computes predictions as well.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def product(features: Tensor, bank: Tensor) -> None:
 
 
 def product_and_pass(features: Tensor, bank: Tensor) -> None:
-    """The product, its largest entry and one exponential of each."""
+    """Compute the product, its row maxima and one exponential of each entry."""
     for part in chunks(features):
         cosines = part @ bank.T
         top = cosines.amax(-1, keepdim=True)
@@ -49,7 +49,7 @@ def product_and_pass(features: Tensor, bank: Tensor) -> None:
 
 
 def ours(methods: Parts, features: Tensor, task: Task, states: Parts) -> None:
-    """Scores and predictions, by the engine's own loop."""
+    """Compute scores and predictions in the engine's loop."""
     group = [FittedMethod(cast(Job, None), method, state=states.get(name)) for name, method in methods.items()]
     found = score_batches(
         lambda: (Batch(Needs.FEATURES, len(part), part) for part in chunks(features)),
@@ -61,7 +61,7 @@ def ours(methods: Parts, features: Tensor, task: Task, states: Parts) -> None:
 
 
 def each_alone(features: Tensor, bank: Tensor) -> None:
-    """As it is usually written: every method's own softmax or logsumexp over all logits."""
+    """Compute a softmax or logsumexp over all logits for every method, as usually written."""
     for part in chunks(features):
         (100 * part @ bank.T).softmax(-1).amax(-1)
         (100 * part @ bank.T).amax(-1)
@@ -70,7 +70,7 @@ def each_alone(features: Tensor, bank: Tensor) -> None:
 
 
 def released_neglabel(features: Tensor, bank: Tensor, words: Tensor) -> None:
-    """As it is usually written: all similarities at once, a softmax for each group."""
+    """Compute all similarities at once and a softmax for each group, as usually written."""
     known, far = 100 * features @ bank.T, 100 * features @ words.T
     for group in torch.split(far, NEGATIVES // GROUPS, dim=1):
         torch.cat([known, group], dim=1).softmax(-1)[:, :CLASSES].sum(-1)

@@ -1,6 +1,7 @@
-"""Streaming metrics beside those in memory: python benchmarks/streaming.py [--scores 4000000]. CPU time, one thread.
+"""Streaming metrics against those in memory: python benchmarks/streaming.py [--scores 4000000]. CPU time, one thread.
 
-`--simulate 1e6 1e7 1e8` instead streams so many scores from disk, and tells time per score, memory added and file size.
+`--simulate 1e6 1e7 1e8` instead streams these numbers of scores from disk, and reports time per score, added memory and
+file size.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SHARDS = 40
 
 
 def simulate(scores: int, folder: Path) -> str:
-    """One line of the table of growth: shards of 10^6, the closed form of the AUROC beside what was found."""
+    """Return a line of the growth table: shards of 10^6, the AUROC next to its closed form."""
     rng = np.random.default_rng(0)
     sides: list[list[Path]] = [[], []]
     for side, mean in zip(sides, (1.0, 0.0), strict=True):

@@ -1,6 +1,6 @@
 """Methods that learn from the stream against their own matrix products: python benchmarks/streams.py [--rounds 5].
 
-At the size of ImageNet-1k with WordNet's words, on random vectors; one step of 256 images, when the queues are full.
+Random vectors in the sizes of ImageNet-1k with WordNet's words; one step of 256 images, with full queues.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from oodbench.method import Batch, Needs, Sources, StreamMethod, Task, registry
 
 BATCH, STEPS, CHOSEN, NEGATIVES = 256, 4, 1_000, 10_000
-RELEASED = (CLASSES + NEGATIVES) * 11 * DEPTH * 4  # bytes of AdaNeg's memory as it is written
+RELEASED = (CLASSES + NEGATIVES) * 11 * DEPTH * 4  # bytes of AdaNeg's memory in the released code
 PRODUCTS = "its products, and one exp of each cosine"
 
 
@@ -41,7 +41,7 @@ def make_task() -> Task:
 
 
 def made(name: str, **parameters: Any) -> StreamMethod[Any]:
-    """Return a method."""
+    """Return a method with these hyper-parameters."""
     method = registry.make(registry.methods()[name], parameters)
     assert isinstance(method, StreamMethod)
     return method
@@ -138,7 +138,7 @@ def adaneg(task: Task, rounds: int) -> list[Row]:
         target = f"<= {30e6 / RELEASED:.3f}" if replacement == "never" else ""
         rows.append(Row(what, f"11 slots a class, {RELEASED / 1e6:.0f} MB", share, share, share, target, note))
         name = f"adaneg, replacement={replacement}"
-        # The floor is that of a memory with images of every class; here fewer proxies differ from their texts.
+        # The base is that of a memory with images of every class; here fewer proxies differ from their texts.
         rows.append(compared(name, f"{len(texts):,} classes", [texts, texts], stream, task, rounds))
     return rows
 

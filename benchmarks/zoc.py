@@ -1,9 +1,9 @@
-"""ZOC's score beside the released way, on the same weights and images: python benchmarks/zoc.py [--images 1000].
+"""ZOC's score against the released code, on the same weights and images: python benchmarks/zoc.py [--images 1000].
 
-The release takes one image at a time: nine passes of the decoder over the whole sequence, then every candidate and
-every class name through the text tower at its full context. Ours captions a batch with cached keys; every token's
-prompt is encoded once per encoder and kept in the store. The second lines count that into these images alone. The
-decoder is untrained and may say `--tokens` tokens (captions of glyphs have 2,104): speed does not depend on which.
+The released code takes one image at a time: nine passes of the decoder over the whole sequence, then every candidate
+and every class name through the text tower at its full context. Ours captions a batch with cached keys; every token's
+prompt is encoded once per encoder and stored. The second lines charge that to these images alone. The decoder is
+untrained and has `--tokens` tokens (captions of glyphs have 2,104): speed does not depend on which.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROMPT = "This is a photo of a {}"
 
 
 def released(method: Any, state: Any, embedding: torch.Tensor, encoder: OpenClip) -> float:
-    """The mass on the seen names of one image."""
+    """Return the probability of the seen names for one image."""
     decoder, output, tokens = state.decoder, state.output, [state.decoder.start]
     found: list[int] = []
     for _ in range(method.steps):
@@ -39,7 +39,7 @@ def released(method: Any, state: Any, embedding: torch.Tensor, encoder: OpenClip
         tokens.append(top[0])
     names = {encoder.detokenize(token).strip() for token in found} - set(CLASSES)
     prompts = [PROMPT.replace("{}", name) for name in (*CLASSES, *sorted(names))]
-    text = encoder._model.encode_text(encoder.tokenize(prompts))  # all positions, padding too, as the release's CLIP
+    text = encoder._model.encode_text(encoder.tokenize(prompts))  # all positions and padding, as in the released CLIP
     shares = (100 * normalize(text, dim=-1) @ normalize(embedding, dim=-1)).softmax(0)
     return float(shares[: len(CLASSES)].sum())
 
@@ -92,8 +92,8 @@ def measure(encoder: OpenClip, images: int, slow: int, tokens: int) -> list[Row]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--slow", type=int, default=5, help="images for the released way")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2000, 20_000], help="that the decoder may say")
+    parser.add_argument("--slow", type=int, default=5, help="images for the released code")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2000, 20_000], help="vocabulary sizes")
     asked = parser.parse_args()
     encoder = OpenClip(resolve(parse_encoder("glyphs"), None, Store(Path(mkdtemp()))), "cpu", "fp32")
     with torch.no_grad():

@@ -107,7 +107,7 @@ def run(plan: Plan, watch: Watch | None = None) -> RunOutcome:
 
 
 def plugin_problems(plans: Sequence[Plan]) -> list[str]:
-    """Check the contract of plugin methods on synthetic data, and return the problems. Stored scores need no check.
+    """Return the problems of the user's own methods on the toy dataset, without those whose scores are stored.
 
     This takes a second, before the images of a run are encoded.
     """

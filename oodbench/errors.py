@@ -1,4 +1,4 @@
-"""All exceptions of oodbench, the texts of their messages, and the removal of credentials from what is shown.
+"""Exceptions, helpers for their messages, and the removal of credentials from messages and logs.
 
 UserError is bad input: the command line prints its message without a traceback and exits with status 2.
 """
@@ -19,8 +19,8 @@ _MAX_OPTIONS = 12  # names that a message lists
 class UserError(Exception):
     """Bad input: the message says what was given, what exists and what to do.
 
-    Each argument is one problem and one line of the message; a line of an argument that begins with two spaces
-    continues the line before it. Passwords, tokens and signatures of URLs are removed from the message.
+    Each argument is one problem. It is one line of the message, perhaps followed by lines that begin with two spaces.
+    Passwords, tokens and signatures in URLs are removed.
     """
 
     def __init__(self, *problems: object) -> None:
@@ -40,7 +40,7 @@ class Missing(UserError):
 
 
 class Unlabelled(UserError):
-    """The images of a dataset have no classes. Such a set can only be an OOD set."""
+    """A dataset has no class labels, so it can only be an OOD set."""
 
 
 class Damaged(UserError):
@@ -48,7 +48,7 @@ class Damaged(UserError):
 
 
 class InputMutated(UserError):
-    """A method changed a tensor in place that other methods read, too."""
+    """A method modified in place a tensor that other methods also read."""
 
 
 class InvalidParameter(UserError, ValueError):
@@ -56,7 +56,7 @@ class InvalidParameter(UserError, ValueError):
 
 
 class NotFitted(UserError, ValueError, AttributeError):
-    """A detector was used in a way that needs fit() first."""
+    """A detector was used before fit() was called."""
 
 
 class Diverged(Exception):
@@ -68,11 +68,11 @@ class Undeclared(RuntimeError):
 
 
 class Unpackable(TypeError):
-    """A value to be saved is neither plain data, nor a tensor, nor a dataclass of the method's module."""
+    """A value to be saved is not plain data, a tensor or a dataclass of the method's module."""
 
 
 class ProblemList:
-    """The problems of several steps, collected in order to report them together."""
+    """Collects the problems of several steps, which are reported together."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
@@ -105,9 +105,9 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 def printable(text: str) -> str:
     r"""Return the text on one line, with invisible characters escaped: `\n`, `\x1b`, `\u202e`.
 
-    Escaped are control characters (with tabs and line breaks), format characters (bidirectional marks and overrides,
-    zero-width ones), line and paragraph separators, lone surrogates (bytes of a file name that are not text), and
-    private or unassigned code points. Letters of all scripts, marks, digits, signs and spaces stay.
+    It escapes control characters (including tabs and line breaks), format characters (bidirectional marks and
+    overrides, zero-width characters), line and paragraph separators, lone surrogates (undecodable bytes of a file
+    name), and private or unassigned code points. Letters of all scripts, marks, digits, symbols and spaces stay.
     """
     return text if text.isprintable() else "".join(c if _is_visible(c) else _escape(c) for c in text)
 
@@ -121,7 +121,7 @@ def _escape(c: str) -> str:
 
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-# User and password of a URL: everything up to the `@` of its host, also if a password has a `/` that should be escaped.
+# User and password of a URL: everything up to the `@` before the host, even if the password has an unescaped `/`.
 _USER = re.compile(
     r"(?<=://)(?:[^\s/?#'\"<>@]*@(?:[^\s/?#'\"<>]*@)?"
     r"|[^\s/?#'\"<>@:]*:(?!\d*(?:[/?#\s'\"]|$))[^\s'\"<>]*@)"
@@ -165,7 +165,7 @@ def redact_url(url: str) -> str:
 def redact(text: str) -> str:
     """Remove users, passwords, tokens and signatures from all URLs in a text.
 
-    Error messages and logged lines go through it.
+    It is applied to error messages and log lines.
     """
     if "://" not in text:
         return text
@@ -175,7 +175,7 @@ def redact(text: str) -> str:
 
 
 def redact_error(url: str, error: object) -> str:
-    """Return the first line of an error about a URL, without the credentials of that URL wherever they are cited."""
+    """Return the first line of an error about a URL, without any of the credentials in that URL."""
     text = (str(error).strip() or type(error).__name__).partition("\n")[0].replace(url, redact_url(url))
     user = _USER.search(url)
     name, _, password = user[0].rstrip("@").partition(":") if user else ("", "", "")

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Interval = tuple[float, float]
 
 SCHEMA = 1
-PART = 1000  # images of each part of a stream of which a result has metrics
+PART = 1000  # images in each part of a stream that a result has metrics for
 DIGITS = 9  # of intervals, whose bootstrap varies in the fourth digit, and of the metrics of parts of streams
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
 _STREAM = ("order", "seed", "batch", "ratio", "base")  # of a stream's protocol, as columns of a DataFrame
@@ -61,7 +61,7 @@ class SetRow:
     aupr_out: float
     tied: float  # fraction of all ID and OOD scores that are equal to another score
     intervals: dict[str, Interval] = field(default_factory=dict)  # metric -> (low, high); older results have none
-    # Of a stream: images of the ID set in it (n_id), ID accuracy, and metrics of the parts of the stream by position.
+    # For a stream: its number of ID images (n_id), ID accuracy, and metrics of the parts of the stream by position.
     stream: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -124,15 +124,15 @@ class Result:
     )  # group ("" is all sets) -> metric -> (low, high)
     uncertainty: dict[str, Any] = field(default_factory=dict)  # level, replicates, seed, method per metric
     warnings: tuple[str, ...] = ()  # why numbers of this result may mislead; printed below its tables
-    # Of a method that learns from the test stream: order, seed, batch, ratio, reset, sees_itself; base names a method.
+    # For a method that learns from a stream: order, seed, batch, ratio, reset, sees_itself; base names a method.
     stream: dict[str, Any] = field(default_factory=dict)
-    access: dict[str, Any] = field(default_factory=dict)  # what the method saw (oodbench/method/access.py)
+    access: dict[str, Any] = field(default_factory=dict)  # the access card (oodbench/method/access.py)
     created: str = ""  # ISO 8601, UTC
     schema: int = SCHEMA
 
     @functools.cached_property
     def digest(self) -> str:
-        """Return the sha256 of all but times and access; two runs that computed the same numbers have the same."""
+        """Return the sha256 of all fields except times and access: equal for runs that computed the same numbers."""
         return _digest(dataclasses.asdict(self))
 
     def mean(self, metric: str, group: str | None = None) -> float:
@@ -195,8 +195,8 @@ def read(path: Path) -> Result:
     """Return the result in a file. Raise UserError if it is not one, or the file is not regular or cannot be read."""
     try:
         if not path.is_file():
-            what = "leads nowhere" if path.is_symlink() and not path.exists() else "is no regular file"
-            raise UserError(f"{path} {what if path.exists() or path.is_symlink() else 'is not there'}")
+            what = "is a broken link" if path.is_symlink() and not path.exists() else "is not a regular file"
+            raise UserError(f"{path} {what if path.exists() or path.is_symlink() else 'does not exist'}")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
@@ -302,7 +302,7 @@ def elsewhere(asked: str, results: Iterable[Result]) -> str:
             if others:
                 labels_by_device.setdefault(" and ".join(others), []).append(result.label)
     parts = [
-        f"{', '.join(dict.fromkeys(labels))}: from the store, made on {device}"
+        f"{', '.join(dict.fromkeys(labels))}: from the store, computed on {device}"
         for device, labels in labels_by_device.items()
     ]
     return f"{'; '.join(parts)}; --device {asked} was asked for" if parts else ""
@@ -345,8 +345,8 @@ def commit() -> str | None:
 def frame(results: Sequence[Result]) -> pd.DataFrame:
     """Return a DataFrame with one row per method, OOD set and metric; ID accuracy has an empty `ood`.
 
-    Streams also have one per seed, and the metrics `first.auroc`, `rest.auroc`, ... of their parts. Their protocol
-    is in columns such as `stream.order`, which are there if any result is a stream.
+    Streams have such rows for every seed, and also for the metrics `first.auroc`, `rest.auroc`, ... of their parts.
+    Columns such as `stream.order` hold their protocol; they exist if any result is a stream.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: a store of their own, the commands as functions and as processes, real data."""
+"""Shared fixtures: an isolated store, commands as functions and as processes, real data."""
 
 from __future__ import annotations
 
@@ -128,13 +128,13 @@ def cli() -> Cli:
 
 @pytest.fixture(scope="session")
 def process() -> Cli:
-    """The same as a process of its own, for tests of what only a process shows."""
+    """The same in a separate process, for tests that need one."""
     return command
 
 
 @pytest.fixture(scope="session")
 def new_store() -> Callable[[Path], Path]:
-    """Give a store the listings of the embedded benchmark, all of whose images are rendered for them, in seconds."""
+    """Copy the listings of the embedded benchmark to a store; computing them renders all images, in seconds."""
     from oodbench.pipeline.plan import make_plan
     from oodbench.pipeline.request import request_from
 

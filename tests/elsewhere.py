@@ -1,7 +1,7 @@
 """A second device without the hardware: tensors say they are on `lazy:0`, compute on the CPU, and meet no CPU tensor.
 
-What code does on a GPU is followed as far as devices go: a tensor left behind on the CPU is an error, as it is there.
-Of torch's device types `lazy` is the one that autograd runs without a driver.
+This checks the devices of tensors as a GPU would: a tensor left on the CPU is an error. `lazy` is the device type of
+torch that autograd supports without a driver.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BETWEEN |= {aten.index_put.default, aten._index_put_impl_.default}
 
 
 class There(Tensor):
-    """A tensor on the other device; `held` is where it really is."""
+    """A tensor on the other device; `held` is the CPU tensor with its values."""
 
     held: Tensor
     __torch_function__: ClassVar[Any] = torch._C._disabled_torch_function_impl
@@ -52,7 +52,7 @@ class There(Tensor):
 
 
 class _Everywhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees operations that make tensors, too: torch.zeros(3, device=DEVICE)."""
+    """Also intercepts operations that create tensors: torch.zeros(3, device=DEVICE)."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -84,7 +84,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[str]:
-    """Within it the device can be asked for by its name, which is given. Only in this thread."""
+    """Make the device available under its name, which is yielded, in this thread only."""
     lists, storage, casting, cast = Tensor.tolist, Tensor.untyped_storage, torch.is_autocast_enabled, torch.autocast
 
     def real(tensor: Tensor) -> Tensor:

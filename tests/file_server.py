@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass
 class FileServer:
-    """What is served, how the server misbehaves, and what it was asked."""
+    """The served content, the misbehaviour of the server, and the requests it received."""
 
     url: str = ""
     content: bytes = b""

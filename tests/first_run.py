@@ -1,4 +1,4 @@
-"""One `oodbench run` on glyphs, of every method, that the tests of several files begin with."""
+"""One `oodbench run` of every method on glyphs, shared by several test files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.processes import command
 
 @functools.cache
 def first_run() -> Path:
-    """Return the folder of that run: store/, results/ and stdout. Of several test processes the first makes it."""
+    """Return the folder of that run: store/, results/ and stdout. The first of several test processes creates it."""
     folder = Path(os.environ["OODBENCH_STORE"]).with_name("first-run")
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -26,7 +26,7 @@ def first_run() -> Path:
 
 
 def after_first_run(folder: Path) -> dict[str, str]:
-    """Copy its MLflow file, which takes five seconds to make, to results/. Return the variable that names its store."""
+    """Copy its MLflow file, which takes five seconds to create, to results/. Return the variable with its store."""
     (folder / "results").mkdir(exist_ok=True)
     shutil.copy(first_run() / "results/mlflow.db", folder / "results")
     return {"OODBENCH_STORE": str(first_run() / "store")}

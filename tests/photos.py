@@ -10,7 +10,7 @@ from oodbench.data.glyphs import render, world
 
 
 def lay(folder: Path, known: int, new: int) -> Path:
-    """photos/ with so many known ones, new/ with so many known and unknown ones, names.txt; the folder."""
+    """Write photos/ with known images, new/ with known and unknown images, and names.txt; return the folder."""
     for name, split, n in (("photos", "id-train", known), ("new", "id-test", new), ("new", "letters", new)):
         (folder / name).mkdir(exist_ok=True)
         for i in range(n):

@@ -1,12 +1,11 @@
-"""Processes that start at once: a server imports torch, open_clip and pandas once, and forks what is asked of it.
+"""Processes that start fast: a server imports torch, open_clip and pandas once, and forks for every request.
 
-A forked process has the words, folder, environment, standard output and standard error that were asked for, takes
-signals and ends with its own exit status: commands (`Command`, `command`), other Python programs, the `oodbench` of
-shell scripts (`script_folder`) and the workers of Ray clusters (`RAY_WORKER`) are started so. What a start itself does
-(imports, the entry point, variables that libraries read when they are imported) is tested with the installed command
-instead.
+A forked process has the requested arguments, folder, environment, standard output and standard error, receives signals
+and ends with its own exit status. This starts commands (`Command`, `command`), other Python programs, the `oodbench` of
+shell scripts (`script_folder`) and the workers of Ray clusters (`RAY_WORKER`). The start itself (imports, the entry
+point, variables that libraries read when they are imported) is tested with the installed command instead.
 
-As a script this file is the server, and the program that asks it and waits.
+Run as a script, this file is the server or the client that sends a request and waits.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def command(*words: str | Path, cwd: Path | None = None, **environment: str) -> 
 
 @functools.cache
 def script_folder() -> str:
-    """Return a folder for the front of PATH, in which `oodbench` is a program that asks the server and waits."""
+    """Return a folder for the front of PATH with a client of the server under the name `oodbench`."""
     folder = Path(tempfile.mkdtemp(prefix="oodbench-bin-"))
     program = folder / "oodbench"
     python = f"{sys.executable} -S -E"  # without site-packages, so that it starts in milliseconds
@@ -141,7 +140,7 @@ def server() -> str:
 def ask(
     path: str, words: Sequence[str], files: tuple[int, int], folder: str, environment: Mapping[str, str]
 ) -> socket.socket:
-    """Ask for a process with these standard streams. The connection tells its process id, and its exit status."""
+    """Request a process with these standard streams. The connection returns its process id and its exit status."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
     request = json.dumps({"words": list(words), "folder": folder, "environment": dict(environment)}).encode()
@@ -196,7 +195,7 @@ def serve(path: str) -> None:
 
 
 def become(request: dict[str, Any], files: Sequence[int]) -> NoReturn:
-    """Turn this fork into the process that was asked for."""
+    """Turn this fork into the requested process."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, file in enumerate(files, 1):
         os.dup2(file, number)
@@ -232,7 +231,7 @@ def become(request: dict[str, Any], files: Sequence[int]) -> NoReturn:
 
 
 def wait_for(words: Sequence[str]) -> int:
-    """Ask for a process with the streams and the environment of this one. Return its exit code."""
+    """Request a process with the streams and the environment of this one. Return its exit code."""
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     with ask(os.environ[VARIABLE], words, (1, 2), os.getcwd(), environment) as answers:
         pid = int.from_bytes(answers.recv(4))

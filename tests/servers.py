@@ -36,7 +36,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, port: int, database: Path | None = None) -> Iterator[Server]:
-    """An `mlflow server` process on this port, gone with its workers afterwards; `database` is copied first."""
+    """An `mlflow server` process on this port, ended with its workers afterwards; `database` is copied first."""
     folder.mkdir(exist_ok=True)
     if database and not (folder / "server.db").exists():
         shutil.copy(database, folder / "server.db")
@@ -46,7 +46,7 @@ def serving(folder: Path, port: int, database: Path | None = None) -> Iterator[S
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # two more processes that nothing here needs
     with (folder / "log").open("w") as log:
-        # Its own working folder: the server's habits are not ours.
+        # A separate working folder, because the server writes files there.
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         uri = f"http://127.0.0.1:{port}"
@@ -72,7 +72,7 @@ def serving(folder: Path, port: int, database: Path | None = None) -> Iterator[S
 
 @contextmanager
 def forwarding(port: int, server: str) -> Iterator[list[int]]:
-    """A port that leads to a server, and the sizes of what clients have sent, about one for each request.
+    """A port that forwards to a server, and the sizes of the messages from clients, about one per request.
 
     Afterwards it refuses, and its connections are cut, as by a kill of the server.
     """

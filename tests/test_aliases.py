@@ -1,4 +1,4 @@
-"""Names of before that stay importable, and say what they are called now."""
+"""Old names stay importable and warn with their new names."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_old_modules_warn_and_give_the_same_objects(old: str, new: str) -> None:
     assert all(getattr(alias, name) is getattr(home, renamed.get(name, name)) for name in alias.__all__)
 
 
-def test_what_was_a_module_of_metrics_is_a_package_with_the_same_names() -> None:
+def test_old_names_of_metrics_are_importable() -> None:
     from oodbench import metrics
     from oodbench.metrics import detection
 
     assert metrics.evaluate is detection.evaluate and metrics.score_set is detection.score_set
 
 
-# A plugin as authors wrote it before: every name of the interface that has another one now.
+# A plugin in the old interface, with every name that has changed.
 OLD_PLUGIN = '''"""Old: a method (Doe et al., ICML 2020, arXiv:2001.00001)."""
 from __future__ import annotations
 from dataclasses import dataclass, replace
@@ -132,7 +132,7 @@ def test_a_plugin_with_the_old_names_keeps_the_contract(tmp_path: Path, monkeypa
     assert not {check: problem for check, problem in run_checks(registry.methods([plugin])["old"]) if problem}
 
 
-def test_a_plugin_with_the_new_names_warns_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_with_the_new_names_has_no_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plugin = tmp_path / "new.py"
     plugin.write_text(new_spelling(OLD_PLUGIN))
@@ -144,7 +144,7 @@ def test_a_plugin_with_the_new_names_warns_of_nothing(tmp_path: Path, monkeypatc
 def test_a_plugin_with_the_old_names_runs_and_finds_what_it_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The scores are those of the same method in new spelling, and the stored class vectors are found again."""
+    """The scores equal those of the same method with the new names, and stored class vectors are reused."""
     monkeypatch.chdir(tmp_path)
     old, new = tmp_path / "old.py", tmp_path / "new.py"
     old.write_text(OLD_PLUGIN)
@@ -236,7 +236,7 @@ def test_zoc_coca_reads_a_captioner_with_the_old_names() -> None:
     assert torch.equal(scorer.score(world.batch(world.id, ~Needs(0)), world.task(), state), expected)
 
 
-def test_optimisers_take_and_give_no_decay_by_its_old_name() -> None:
+def test_optimisers_accept_the_old_name_of_no_decay() -> None:
     with pytest.warns(DeprecationWarning, match=r"Optimiser\(bare=\.\.\.\) is now Optimiser\(no_decay=\.\.\.\)$"):
         old = Optimiser(lr=1.0, bare=("x",))  # type: ignore[call-arg]
     assert old == Optimiser(lr=1.0, no_decay=("x",))

@@ -80,7 +80,7 @@ def test_other_texts_are_unchanged() -> None:
         assert errors.redact(text) == text
 
 
-def test_errors_that_cite_a_part_of_a_url_are_redacted() -> None:
+def test_errors_that_quote_part_of_a_url_are_redacted() -> None:
     url = "http://user:hunter2@example.org/x?sig=s1gn"
     for said in ("nonnumeric port: 'hunter2@example.org'", f"at {url}", "bad query sig=s1gn", "user:hunter2"):
         found = errors.redact_error(url, ValueError(said))
@@ -89,7 +89,7 @@ def test_errors_that_cite_a_part_of_a_url_are_redacted() -> None:
 
 @pytest.mark.parametrize("url", [one for one in SECRETS if not one.startswith("s3")])
 def test_sets_and_captions_reject_urls_with_credentials(url: str) -> None:
-    """They would stand in rows, tables, MLflow and the headers of weights."""
+    """They would appear in rows, tables, MLflow and the headers of weights."""
     for ask in (lambda: dataset(f"tar:{url}"), lambda: check_shards(url)):
         with pytest.raises(UserError, match="leave out password and signature") as error:
             ask()

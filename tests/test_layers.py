@@ -1,4 +1,4 @@
-"""Imports between the packages of oodbench go down one list, and no two modules import each other."""
+"""Imports between the packages of oodbench follow the layer order, and no two modules import each other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALIASES = {
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of oodbench that a file imports, also inside functions; not those for annotations alone."""
+    """The modules of oodbench that a file imports, also inside functions, except for annotations only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing = {
         id(inner)
@@ -46,12 +46,12 @@ def imported(path: Path) -> set[str]:
 
 @functools.cache
 def imports() -> dict[str, set[str]]:
-    """What every module imports; read by the tests, as reading all files takes a second."""
+    """The imports of every module, cached because reading all files takes a second."""
     return {name: imported(path) - {name} for name, path in MODULES.items() if name not in ALIASES}
 
 
 def place(module: str) -> int:
-    """The place of a module's package in the list; ValueError for one that is not in it."""
+    """The position of a module's package in the layer order; ValueError for an unknown package."""
     return ORDER.index(module.split(".")[1])
 
 
@@ -60,7 +60,7 @@ def _read_all() -> None:
     imports()
 
 
-def test_imports_go_down() -> None:
+def test_imports_follow_the_layer_order() -> None:
     upward = {
         f"{name} -> {other}"
         for name, others in imports().items()
@@ -70,7 +70,7 @@ def test_imports_go_down() -> None:
     assert not upward
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_there_are_no_circular_imports() -> None:
     left = {name: others - ALIASES for name, others in imports().items()}
     while leaves := [name for name, others in left.items() if not others & set(left)]:
         for name in leaves:

@@ -1,4 +1,4 @@
-"""The built wheel, installed beside its dependencies and run from elsewhere; and methods of third parties."""
+"""The built wheel, installed next to its dependencies and run from another folder; methods of third parties."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ py-modules = ["nearest"]
 
 
 def call(command: Sequence[str | Path], cwd: Path, **environment: str) -> str:
-    """Run a command; its output, or a failure that shows what it said."""
+    """Run a command; return its output, or fail and show it."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
@@ -72,7 +72,7 @@ def call(command: Sequence[str | Path], cwd: Path, **environment: str) -> str:
 
 @dataclass(frozen=True)
 class Installed:
-    """The wheel in an environment of its own, which sees this one's dependencies but not the checkout."""
+    """The wheel in a separate environment with this one's dependencies but without the checkout."""
 
     wheel: Path
     python: Path
@@ -95,7 +95,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     source, wheels, elsewhere = home / "source", home / "wheels", home / "elsewhere"
     source.mkdir()
     elsewhere.mkdir()
-    for name in SOURCES:  # built from a copy: a build leaves folders behind, and old ones would find their way in
+    for name in SOURCES:  # built from a copy: a build leaves folders behind, which would get into the next wheel
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif (ROOT / name).exists():
@@ -125,7 +125,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return made
 
 
-def test_the_wheel_holds_what_a_run_needs(installed: Installed) -> None:
+def test_the_wheel_contains_everything_for_a_run(installed: Installed) -> None:
     names = set(zipfile.ZipFile(installed.wheel).namelist())
     for path in (ROOT / "datasets").rglob("*"):
         if path.suffix in (".toml", ".txt", ".npz"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 LIMIT = 2.0  # seconds
-NOISE = 1.5  # the CPU time of one test varies by so much on a machine that other processes use
+NOISE = 1.5  # variation of a test's CPU time on a machine with other processes
 UNIT = 0.06  # seconds that `work` takes on an idle core of the machine that the limit was chosen on
 WORK = 1_000_000  # steps of its loop
 IMPORTS = 20  # modules: the first test of a process that needs a library imports it, and is not measured

@@ -27,7 +27,7 @@ def read_classes(lists: list[Path]) -> np.ndarray:
         for name, label in zip(found.names, found.labels, strict=True):
             number = image_number(name)
             if number is None or classes[number - 1] != -1:
-                raise SystemExit(f"{path}: {name} is no validation image, or is listed twice")
+                raise SystemExit(f"{path}: {name} is not a validation image, or is listed twice")
             classes[number - 1] = label
     if (np.bincount(classes[classes >= 0], minlength=CLASSES) != PER_CLASS).any():
         raise SystemExit(f"the lists do not have {PER_CLASS} images of each of {CLASSES} classes")

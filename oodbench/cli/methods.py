@@ -99,8 +99,8 @@ def check(
 ) -> None:
     """Run the contract tests on a method of your own: FILE.py, or a NAME, optionally with [parameter=value].
 
-    The method runs on synthetic data with 1,024 calibration images; the streams of a StreamMethod have 192. Exit code 1
-    if a test fails.
+    The method runs on a toy dataset of 1,024 calibration images; a StreamMethod has streams of 192. Exit code 1 if a
+    test fails.
     """
     configure_logging(verbose)
     from oodbench.cli.progress import spinner
@@ -113,7 +113,7 @@ def check(
         where = pick_device(device)
     with spinner(f"checking {job.label}"):
         checks = contract.run_checks(job.info, job.parameters, where)
-        if len(checks) > 1:  # it can be built
+        if len(checks) > 1:  # it can be created
             problem = contract.other_process_problem(job.info, job.parameters, where)
             checks.append(("scores the same in another process", problem))
     print_contract(job.label, checks, contract.citation_problem(job.info))

@@ -314,7 +314,7 @@ def _stream_lines(plan: Plan) -> list[str]:
     return [
         "",
         "streams",
-        f"  order {orders}; seed {seeds}; batch {request.stream_batch:,}; {ratio}; methods restart for each pair",
+        f"  order {orders}; seed {seeds}; batch {request.stream_batch:,}; {ratio}; the method is reset for each pair",
         f"  {len(plan.ood)} pairs x {len(protocols)} = {len(plan.ood) * len(protocols)} streams for each method",
     ]
 

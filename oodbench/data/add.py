@@ -1,4 +1,4 @@
-"""Adding a dataset or benchmark of the user's own: it is checked, then declared by a TOML file in the config folder."""
+"""Add a user's dataset or benchmark: check it, then declare it in a TOML file in the config folder."""
 
 from __future__ import annotations
 
@@ -39,10 +39,7 @@ _WRITTEN = (
 
 @dataclass(frozen=True)
 class AddedDataset:
-    """The declaration that was written, the images of the dataset, and why it cannot be an ID set ("" if it can).
-
-    The images have the remarks on classes, too.
-    """
+    """The declaration file, the images with remarks on classes, and why it cannot be an ID set ("" if it can)."""
 
     file: Path
     images: ImageSet
@@ -66,7 +63,7 @@ def add_dataset(name: str, fields: Mapping[str, str], store: Store, *, clean_nam
             check_classes(labelled, load_images(catalog.dataset(dataset.train), options, labelled=True))
     except UserError as error:
         only_ood = str(error)
-        if dataset.loader == "classes" or dataset.classes or dataset.train:  # it is meant to have classes
+        if dataset.loader == "classes" or dataset.classes or dataset.train:  # classes are expected
             raise
     values = {key: getattr(dataset, key) for key in _WRITTEN if getattr(dataset, key)} | {"count": len(images)}
     return AddedDataset(_write(Path("datasets", f"{name}.toml"), values), images, only_ood)
@@ -75,7 +72,7 @@ def add_dataset(name: str, fields: Mapping[str, str], store: Store, *, clean_nam
 def add_benchmark(name: str, sets: Benchmark) -> Path:
     """Write `<config>/benchmarks/NAME.toml`, and return its path; `sets` are names or references, as given.
 
-    Raises UserError with every set that does not exist, when the name is in use, or a set is given twice.
+    Raises UserError if a set does not exist (naming all such sets) or is given twice, or if the name is in use.
     """
     file = Path("benchmarks", f"{name}.toml")
     problems = ProblemList()
@@ -97,7 +94,7 @@ _GROUPS = ("near", "far", "ood")
 
 
 def _write(file: Path, values: Mapping[str, object]) -> Path:
-    """Write a declaration, without empty values, below the config folder. A string of JSON is one of TOML."""
+    """Write a declaration, without empty values, below the config folder. A JSON string is a valid TOML string."""
     path = config_folder() / file
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if value}
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if value}
@@ -105,14 +102,14 @@ def _write(file: Path, values: Mapping[str, object]) -> Path:
     try:
         write_text(path, "".join(lines))
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another folder by $OODBENCH_CONFIG") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; name another folder with $OODBENCH_CONFIG") from error
     catalog.datasets.cache_clear()
     catalog.benchmarks.cache_clear()
     return path
 
 
 def _check_name(name: str, file: Path, id_set: Dataset | None = None) -> None:
-    """Raise UserError for a name with other characters or in use; a benchmark may have the name of its ID set."""
+    """Raise UserError for an invalid name or one in use; a benchmark may have the name of its ID set."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
         raise UserError(f"a {file.parent.name[:-1]}'s name is made of a-z, 0-9, - and ., not '{name}'")
     known = catalog.datasets()
@@ -123,7 +120,7 @@ def _check_name(name: str, file: Path, id_set: Dataset | None = None) -> None:
 
 
 def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
-    """Return the dataset that is to be declared, with absolute paths."""
+    """Return the dataset to be declared, with absolute paths."""
     _check_name(name, Path("datasets", f"{name}.toml"))
     loader, path = fields["loader"], fields["path"]
     if loader not in ADDABLE:
@@ -149,5 +146,5 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
 
 
 def _absolute(text: str) -> str:
-    """Return the absolute path of a file; other text (the name of a class list) is returned as it is."""
+    """Return the absolute path of a file; other text (the name of a class list) is returned unchanged."""
     return str(real_path(text)) if text and expand(text).is_file() else text

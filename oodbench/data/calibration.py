@@ -1,4 +1,4 @@
-"""ID training images that methods calibrate on: how many are drawn, and which class of the ID set each is of."""
+"""ID training images that methods calibrate on: the number drawn, and their classes in the ID set."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from oodbench.errors import UserError
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
 
-CALIBRATION_LIMIT = 50_000  # training images that methods calibrate on, unless the user says otherwise
+CALIBRATION_LIMIT = 50_000  # default number of training images that methods calibrate on
 
 
 @dataclass(frozen=True)
 class Draw:
     """Which images of a training split methods calibrate on.
 
-    limit      at most so many, drawn with `seed`; None takes all
-    shots      so many of each class for the methods that read labels, drawn with `shot_seed`; None: as the others
+    limit      maximum number, drawn with `seed`; None takes all
+    shots      number per class for the methods that read labels, drawn with `shot_seed`; None: as for the others
     """
 
     limit: int | None = CALIBRATION_LIMIT
@@ -49,7 +49,7 @@ class CalibrationImages:
 
 
 def load_split(dataset: Dataset, options: LoadOptions) -> ImageSet:
-    """List all images of a training split; they are identified by names and times until some are drawn."""
+    """List all images of a training split, identified by names and times until some are drawn."""
     partial = options.allow_partial or options.limit is not None
     local = replace(options, strict=False, store=options.store.local(), limit=None, allow_partial=partial)
     return load_images(dataset, local, labelled=True)
@@ -64,7 +64,7 @@ def draw(split: ImageSet, options: LoadOptions, how: Draw) -> ImageSet:
 def draw_labelled(split: ImageSet, id_set: ImageSet, options: LoadOptions, how: Draw) -> ImageSet:
     """Return the images of a split that methods with labels calibrate on; labels are classes of the ID set.
 
-    Raises UserError unless the split has the classes of the ID set, and an image of each (with `shots` so many).
+    Raises UserError unless the split has the classes of the ID set, and an image of each (or `shots` images).
     """
     index = class_indices(id_set, split)
     split = replace(split, labels=index[split.labels], folders=id_set.folders, named=id_set.named)
@@ -76,17 +76,18 @@ def draw_labelled(split: ImageSet, id_set: ImageSet, options: LoadOptions, how: 
     if empty := [folder for folder, n in zip(id_set.folders, counts, strict=True) if not n]:
         raise UserError(
             f"{len(empty):,} of {len(counts):,} classes have no image among the {len(drawn):,} calibration images of "
-            f"'{split.dataset.name}': {first_few(empty)}; take more images (--calibration-limit all, no --limit), or "
+            f"'{split.dataset.name}': {first_few(empty)}; use more images (--calibration-limit all, no --limit), or "
             "--shots 2"
         )
     return drawn
 
 
 def draw_shots(split: ImageSet, shots: int, seed: int) -> ImageSet:
-    """Return so many images of each class, in the order of the split.
+    """Return `shots` images of each class, in the order of the split.
 
-    Taken are those whose sha256 of seed and name is smallest: the same on every machine and whatever other images there
-    are, and 8 shots are among 16. An image that is listed twice counts once. Raises UserError for a class with fewer.
+    They have the smallest sha256 of seed and name. The choice is therefore the same on every machine, does not depend
+    on other images, and is nested: 16 shots contain the 8 shots. An image that is listed twice counts once. Raises
+    UserError for a class with fewer images.
     """
     ranked = sorted(
         {name: row for row, name in reversed(list(enumerate(split.names)))}.items(),
@@ -98,8 +99,8 @@ def draw_shots(split: ImageSet, shots: int, seed: int) -> ImageSet:
     few = [f"{folder} ({len(own)})" for folder, own in zip(split.folders, rows, strict=True) if len(own) < shots]
     if few:
         raise UserError(
-            f"--shots {shots} takes {shots} images of each class, and {len(few):,} of {len(rows):,} classes of "
-            f"'{split.dataset.name}' have fewer: {first_few(few)}; take fewer shots, or complete the set"
+            f"--shots {shots} needs {shots} images of each class, but {len(few):,} of {len(rows):,} classes of "
+            f"'{split.dataset.name}' have fewer: {first_few(few)}; use fewer shots, or complete the set"
         )
     return split.select(sorted(row for own in rows for row in own[:shots]))
 
@@ -114,16 +115,16 @@ def check_classes(id_set: ImageSet, calibration: ImageSet) -> None:
 
 
 def class_indices(id_set: ImageSet, calibration: ImageSet) -> npt.NDArray[np.int64]:
-    """Return [k] the ID set's number of each class of the calibration images.
+    """Return the ID set's class index [k] of each class of the calibration images.
 
-    Classes are the same if their names or their folders are (`Apple pie` is `apple_pie`), in any order, or by their
-    number if one of the sets has only numbers. Raises UserError with the classes that differ.
+    Classes match if their names or folders do (`Apple pie` is `apple_pie`), in any order, or by number if one of the
+    sets has only numbers. Raises UserError with the classes that differ.
     """
     for ours in (_names(id_set), id_set.folders):
         for theirs in (_names(calibration), calibration.folders):
             if not ours or not theirs or _numbers(ours) or _numbers(theirs):
                 continue
-            if ours == theirs:  # also where names occur twice
+            if ours == theirs:  # also for names that occur twice
                 return np.arange(len(ours))
             number = {_key(name): i for i, name in enumerate(ours)}
             if len(number) == len(ours) == len(theirs) and set(map(_key, theirs)) == set(number):
@@ -149,13 +150,13 @@ def _by_number(one: ImageSet, other: ImageSet) -> bool:
     if _numbers(one.folders) and _numbers(other.folders):
         first, second = ([int(folder) for folder in images.folders] for images in (one, other))
         counted = all(numbers == list(range(numbers[0], numbers[0] + len(numbers))) for numbers in (first, second))
-        if first != second and not (counted and first[0] < 2 and second[0] < 2):  # 0 to k-1 and 1 to k are the same
+        if first != second and not (counted and first[0] < 2 and second[0] < 2):  # 0 to k-1 and 1 to k are equivalent
             return False
     return _numbers(one.folders) and (wordnet or not _names(one) or _numbers(_names(one)))
 
 
 def _key(name: str) -> str:
-    """Return what two spellings of a class name share."""
+    """Return the normal form of a class name, equal for all its spellings."""
     return tokenizer_text(name.replace("_", " ").replace("-", " ").replace("/", " "))
 
 

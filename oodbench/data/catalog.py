@@ -1,6 +1,6 @@
-"""The catalogue: datasets/*.toml -> Dataset, datasets/benchmarks/*.toml -> Benchmark, and both by name.
+"""The catalogue: reads datasets/*.toml as Dataset and datasets/benchmarks/*.toml as Benchmark, by name.
 
-A user's own declarations, in the folders datasets/ and benchmarks/ of paths.config_folder(), are read as well.
+The user's declarations, in the folders datasets/ and benchmarks/ of paths.config_folder(), are read as well.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOADERS = (
     "imagenet",
 )
 UNKNOWN = "unknown"
-_REFERENCES = {  # what follows the prefix of a dataset that is not declared
+_REFERENCES = {  # prefix of a reference to a dataset that is not declared -> the rest of the reference
     "folder": "a path, as in folder:photos",
     "list": "a file, as in list:test.txt or list:test.txt@images",
     "tar": "a file or pattern, as in tar:shards/test-{000..012}.tar",
@@ -41,18 +41,18 @@ _LONGEST_SELECTION = 24  # characters of a class selection in a title
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that `oodbench datasets get` downloads, or takes from `--from`, and puts or unpacks where it belongs.
+    """A file that `oodbench datasets get` downloads, or takes from `--from`, and moves or unpacks to its place.
 
-    url     its address; "": it cannot be had by a plain request, and the dataset's `obtain` says how to get it
-    name    its file name; "": that in the address
-    to      where it belongs below the data root, or what it holds if it is an archive and `to` is a folder; "": the
-            dataset's path
-    inside  the folder of the archive whose content belongs at `to`; "": found by name, or the only one
-    sort    "imagenet1k-val": its images are sorted into class folders by data/imagenet.py; else a file of the archive
-            with lines `name folder` that sort them
-    size    in bytes; None: not known
-    sha256  of the file, or its `md5`; "": not known
-    source  the page or the released code that states the address, and the digest if there is one
+    url     its URL; "": it cannot be downloaded, and the dataset's `obtain` describes how to get it
+    name    its file name; "": the last part of the URL
+    to      the place below the data root of the file, or of an archive's content if this is a folder; "": the dataset's
+            path
+    inside  the folder in the archive with the content for `to`; "": found by name, or the only folder
+    sort    "imagenet1k-val": data/imagenet.py sorts its images into class folders; else a file in the archive with
+            lines `name folder` that sorts them
+    size    in bytes; None: unknown
+    sha256  of the file, or its `md5`; "": unknown
+    source  the page or the released code with the URL, and the digest if there is one
     """
 
     url: str = ""
@@ -67,7 +67,7 @@ class Archive:
 
     @property
     def file_name(self) -> str:
-        """The name of the file: the declared one, else the last part of the address."""
+        """The name of the file: the declared one, else the last part of the URL."""
         return self.name or Path(unquote(re.split("[?#]", self.url)[0])).name
 
     @property
@@ -78,34 +78,35 @@ class Archive:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where the images of a dataset are stored, how they are read, and what they are.
+    """A dataset: where its images are stored, how they are read, and what they show.
 
     loader      "classes": one folder per class (loaders/layout.py); "images": every image below path, no labels;
                 "list": the lines of `list`; "tar": archives (path is a pattern); "torchvision", "hf", "parquet";
                 "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts` in
                 order; "glyphs": the embedded benchmark, path is a split; "imagenet": the validation images of
                 ImageNet-1k in any form
-    path        below the data root; absolute for a dataset of the user's own; of "classes" with `/*` at its end where
-                the class folders are a folder deeper
-    layouts     other paths below the data root where people have it, looked for in this order after `path` (places.py);
-                `*` stands for any name
-    rename      (pattern, replacement) of file names that give an image its name where no image is in a folder: the
-                names of a set that was flattened are those of the set in folders
+    path        below the data root; absolute for a user's dataset; for "classes", `/*` at the end means that the class
+                folders are one folder deeper
+    layouts     other common paths below the data root, tried in this order after `path` (places.py); `*` matches any
+                name
+    rename      (pattern, replacement) for file names in a flattened set without folders: the results are the names of
+                the set with folders
     list        the list file below the data root: `path label` per line, paths from `path` (or found in `within`)
-    digest      sha256 of the list file; "unknown": not known
+    digest      sha256 of the list file, or "unknown"
     source      the torchvision class that reads it
-    split       the split of it, or of a Hugging Face dataset or array file; of archives the images' ending (`main.png`)
+    split       split of a torchvision or Hugging Face dataset or an array file; for archives, the suffix of the images
+                (`main.png`)
     within      the set that a part is taken from; its stored embeddings are used
     keep        class folders or class numbers (`3`, `20-99`) of `within` that a part keeps, in label order; with `!`
                 first, all others
     keep_file   file below the data root with more of them, one per line
-    like        the set whose class folders these are some of: names are taken from its class list, by folder
+    like        a set with these and more class folders: class names are taken from its class list, by folder
     classes     name or file of a class-name list; "" means the folder names (or, for an OOD set, none)
-    clean_names whether class names are taken as words (prompts.clean_names)
-    count       number of images of the complete set; None: not known
+    clean_names whether class names are converted to words (prompts.clean_names)
+    count       number of images of the complete set; None: unknown
     resolution  native size in pixels, in words
     archives    files that `oodbench datasets get` fetches
-    hub         the gated dataset of the Hugging Face hub that has the same images, and a pattern of its parquet files
+    hub         a gated dataset on the Hugging Face Hub with the same images, and a pattern of its parquet files
     train       the dataset's training split, for methods that calibrate: a name or a reference
     benchmark   the benchmark that `--id NAME` runs when no --ood is given
     """
@@ -150,7 +151,7 @@ class Dataset:
 
     @property
     def depth(self) -> int:
-        """How deep the class folders lie: 1 directly in the folder, one more for every `/*` at the end of its path."""
+        """Depth of the class folders: 1 directly in the folder, plus 1 for every `/*` at the end of its path."""
         stars = re.search(r"(/\*)*$", self.path) if self.loader == "classes" else None
         return 1 + len(stars[0]) // len("/*") if stars else 1
 
@@ -159,11 +160,11 @@ class Dataset:
 class Benchmark:
     """An ID set and its OOD sets, by name.
 
-    near, far    OOD sets where the benchmark distinguishes near from far OOD
-    ood          OOD sets where it does not
-    calibration  dataset for fit(); "": the ID set's own training split
-    shots        images of each class for methods that read labels, without --shots; 0 is all
-    encoder      the encoder of a run without --encoder
+    near, far    OOD sets, if the benchmark distinguishes near from far OOD
+    ood          OOD sets, if it does not
+    calibration  dataset for fit(); "": the ID set's training split
+    shots        default of --shots: images of each class for methods that read labels; 0 is all
+    encoder      default of --encoder
     """
 
     name: str
@@ -184,7 +185,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A benchmark whose datasets were found.
+    """A benchmark with its datasets.
 
     benchmark  its name, title, calibration set and encoder
     id         the ID set
@@ -196,10 +197,10 @@ class Protocol:
     ood: tuple[tuple[Dataset, str], ...]
 
     def without(self, names: Collection[str]) -> Protocol:
-        """Return the protocol without some OOD sets. Its name and title say so, because its averages differ."""
+        """Return the protocol without some OOD sets. Its name and title list them, because its averages differ."""
         kept = tuple((one, group) for one, group in self.ood if one.name not in names)
         if not kept:
-            raise UserError(f"none of the OOD sets of '{self.benchmark.name}' is there: {', '.join(names)}")
+            raise UserError(f"none of the OOD sets of '{self.benchmark.name}' exists: {', '.join(names)}")
         titles = [one.title for one, _ in self.ood if one.name in names]
         near, far, ood = (tuple(one.name for one, group in kept if group == wanted) for wanted in ("near", "far", ""))
         benchmark = dataclasses.replace(
@@ -214,7 +215,7 @@ class Protocol:
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Read the declaration of a dataset. Raises UserError when it is incomplete, or has unknown keys or loader."""
+    """Read the declaration of a dataset. Raises UserError if it is incomplete or has an unknown key or loader."""
     declared = _read(path, Dataset)
     if declared.loader not in LOADERS:
         raise UserError(
@@ -224,7 +225,7 @@ def read_dataset(path: Path) -> Dataset:
         if declared.loader == loader and not getattr(declared, key):
             raise UserError(f"{path} is not complete: loader '{loader}' needs '{key}'")
     if declared.rename and len(declared.rename) != 2:
-        raise UserError(f"{path}: 'rename' takes a pattern and its replacement, not {len(declared.rename)} texts")
+        raise UserError(f"{path}: 'rename' takes a pattern and its replacement, not {len(declared.rename)} strings")
     if declared.loader == "part" and not (declared.list or declared.keep or declared.keep_file):
         raise UserError(f"{path} is not complete: loader 'part' needs 'list', 'keep' or 'keep_file'")
     return declared
@@ -239,7 +240,7 @@ T = TypeVar("T", Dataset, Benchmark)
 
 
 def _read(path: Path, kind: type[T]) -> T:
-    """Read a TOML file whose keys are the fields of `kind` except its name, which is the file's."""
+    """Read a TOML file with the fields of `kind` as keys, except `name`, which is the name of the file."""
     try:
         values: dict[str, Any] = tomllib.loads(read_text(path, "the declaration"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -251,8 +252,8 @@ def _read(path: Path, kind: type[T]) -> T:
 
 
 def _checked(values: dict[str, Any], kind: type, where: str, problems: list[str]) -> dict[str, Any]:
-    """Return the values of a table as arguments of `kind`; add what is wrong with its keys and types to `problems`."""
-    named = kind is not Archive  # whose name is a key, and not that of the file
+    """Return the values of a table as arguments of `kind`; add errors in its keys and types to `problems`."""
+    named = kind is not Archive  # an archive has `name` as a key
     fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "name" or not named}
     checked: dict[str, Any] = {}
     for key, value in values.items():
@@ -292,7 +293,7 @@ def datasets() -> dict[str, Dataset]:
 
 @functools.cache
 def benchmarks() -> dict[str, Benchmark]:
-    """Return every declared benchmark by name: those shipped, then the user's own, each sorted.
+    """Return every declared benchmark by name: first the shipped ones, then the user's, each sorted.
 
     Raises UserError when two files declare one name, or when a benchmark has the name of a set that is not its ID set.
     """
@@ -304,7 +305,7 @@ def benchmarks() -> dict[str, Benchmark]:
             raise UserError(f"'{one.name}' is declared twice: in {files[one.name]} and in {path}; rename one of them")
         same_name = _declared().get(one.name)
         if same_name and one.id not in (same_name.name, *same_name.aliases):
-            raise UserError(f"{path}: '{one.name}' is a dataset, and not the ID set of this benchmark; rename the file")
+            raise UserError(f"{path}: '{one.name}' is a dataset, but not the ID set of this benchmark; rename the file")
         files[one.name], found[one.name] = path, one
     return found
 
@@ -313,7 +314,7 @@ def _files(shipped: Path, own: str) -> list[Path]:
     """Return the declarations in a shipped folder, then those in the folder `own` of the user's configuration."""
     config = config_folder_or_none()
     folders = [shipped, *([config / own] if config else [])]
-    # Not the hidden files that editors and operating systems write.
+    # Hidden files of editors and operating systems are skipped.
     return [path for folder in folders for path in sorted(folder.glob("*.toml")) if not path.name.startswith(".")]
 
 
@@ -333,7 +334,7 @@ def dataset(reference: str, classes: str = "") -> Dataset:
 
 
 def absolute(reference: str) -> str:
-    """Return a name or reference as it can stand in a file: with an absolute path, if it has a path."""
+    """Return a name or reference with its path, if any, made absolute, so that a file can contain it."""
     one = dataset(reference)
     kind, colon, _ = reference.partition(":")
     if one.declared or not colon:
@@ -368,7 +369,7 @@ def _from_reference(reference: str) -> Dataset | None:
     loader = "classes" if kind == "folder" else kind
     if is_url(rest):
         if has_credentials(rest):  # they would appear in result rows and tables
-            raise UserError(f"{kind}:{redact_url(rest)}: a set is named by its URL: leave out password and signature")
+            raise UserError(f"{kind}:{redact_url(rest)}: results contain the URL: leave out password and signature")
         return Dataset(reference, _stem(Path(rest)), loader, rest)
     path = real_path(rest)
     if kind == "hf" and not path.exists():
@@ -378,12 +379,12 @@ def _from_reference(reference: str) -> Dataset | None:
 
 
 def _stem(path: Path) -> str:
-    """Return the file name without its suffixes; braces and stars of a pattern stay."""
+    """Return the file name without its suffixes; braces and stars of a pattern are kept."""
     return re.sub(r"(\.(tar|txt|gz|parquet|npz|npy|csv|lst))+$", "", path.name)
 
 
 def _from_selection(reference: str) -> Dataset | None:
-    """Return the dataset that `cifar10[0 1 5-7]` describes: some classes of a dataset; None for other texts."""
+    """Return the dataset of a class selection such as `cifar10[0 1 5-7]`; None for other texts."""
     match = _CLASS_SELECTION.fullmatch(reference)
     if not match:
         return None
@@ -412,10 +413,10 @@ def _from_selection(reference: str) -> Dataset | None:
 def protocol(
     id_reference: str, ood_references: Sequence[str] = (), classes: str = "", *, needs_ood: bool = True
 ) -> Protocol:
-    """Return the benchmark of an ID set with its datasets: the declared one, or one made of the given OOD sets.
+    """Return the benchmark of an ID set with its datasets: the declared one, or one of the given OOD sets.
 
     `id_reference` may also be the name of a benchmark. `classes` names a class list to use instead of the ID set's own.
-    Raises UserError with every name that does not exist, and, with `needs_ood`, if there is no OOD set.
+    Raises UserError with every name that does not exist and, with `needs_ood`, if there is no OOD set.
     """
     known = benchmarks()
     if id_reference in known and not ood_references:
@@ -458,7 +459,7 @@ def protocol(
 
 
 def _no_benchmark(given: str, id_set: Dataset) -> UserError:
-    """Return the error for an ID set without OOD sets, with the benchmarks that have it as ID set."""
+    """Return the error for an ID set without OOD sets, with the benchmarks that use it as ID set."""
     having = [one.name for one in benchmarks().values() if one.id == id_set.name]
     runs = f"\n  or run a benchmark that has it: {', '.join(f'--id {name}' for name in having)}" if having else ""
     return UserError(
@@ -475,7 +476,7 @@ def _with_datasets(found: Benchmark, classes: str) -> Protocol:
 
 
 def _declared_benchmark(id_set: Dataset) -> Benchmark | None:
-    """Return the benchmark that an ID set names, with that set as ID set, as it may be declared for another one."""
+    """Return the benchmark that an ID set names, with that set as ID set: it may be declared for another one."""
     if not id_set.benchmark:
         return None
     found = benchmarks().get(id_set.benchmark)
@@ -491,12 +492,12 @@ def _declared_benchmark(id_set: Dataset) -> Benchmark | None:
         name=f"{id_set.name}-vs-{found.name}",
         title=f"{id_set.title} against the OOD sets of {found.title}",
         id=id_set.name,
-        calibration="",  # that of the other ID set; this one's is its own `train`
+        calibration="",  # declared for the other ID set; this one has its own `train`
     )
 
 
 def titled(sets: Sequence[Dataset]) -> list[Dataset]:
-    """Return the same sets with titles that differ: folders with the same name get as much of their paths as needed."""
+    """Return the same sets with distinct titles: folders with the same name get as much of their paths as needed."""
     result = list(sets)
     for depth in range(2, 2 + max((len(Path(d.path).parts) for d in sets), default=0)):
         count = Counter(d.title for d in result)

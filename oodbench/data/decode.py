@@ -1,4 +1,4 @@
-"""Decoding: images are read and transformed by threads, in batches, ahead of the model."""
+"""Decoding: threads read and transform images in batches ahead of the model."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEEP_MODES = frozenset(("I", "F", "I;16", "I;16L", "I;16B", "I;16N"))  # Pillow's modes of more than 8 bits
-_FIRST = 4  # images that are decoded for a remark before a run
-_LONGEST_REASON = 160  # characters of an error's text
+_FIRST = 4  # images that are decoded before a run, for a remark
+_LONGEST_REASON = 160  # characters of an error message
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How images are decoded: number of threads, and "stop" or "skip" for images that cannot be read."""
+    """Number of decoding threads, and "stop" or "skip" for images that cannot be read."""
 
     workers: int
     on_error: str
@@ -38,7 +38,7 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class Decoded:
-    """One batch: positions in the set, pixels [b 3 h w] in 0..255, and (name, reason) of images that were skipped."""
+    """One batch: positions in the set, pixels [b 3 h w] in 0..255, and (name, reason) of skipped images."""
 
     positions: list[int]
     images: Tensor | None
@@ -54,9 +54,9 @@ def batches(
 ) -> Generator[Decoded, None, None]:
     """Yield the images from bounds[0] to before bounds[1] in batches.
 
-    Threads decode a bounded number of images ahead of the model (Pillow releases the GIL). Raises UserError when an
-    image changed after it was listed, when one cannot be read (with "stop"), and when the system refuses a file, even
-    with "skip": which images are skipped must be reproducible.
+    Threads decode a bounded number of images ahead of the model (Pillow releases the GIL). Raises UserError if an image
+    changed after it was listed, if one cannot be read (with "stop"), or if the system refuses a file, even with "skip":
+    the skipped images must be reproducible.
     """
     constant: list[str] = []
 
@@ -103,7 +103,7 @@ def batches(
 
 
 def constant_remark(names: Sequence[str], how_many: str = "") -> Remark:
-    """Return the remark on images that become constant as RGB."""
+    """Return the remark on images that conversion to RGB makes constant."""
     message = (
         f"{how_many or f'{len(names):,}'} images of more than 8 bits become white or black as RGB, or nearly so "
         f"({names[0]} first); scale them to 8 bits"
@@ -112,7 +112,7 @@ def constant_remark(names: Sequence[str], how_many: str = "") -> Remark:
 
 
 def remark_on_first(images: ImageSet) -> tuple[Remark, ...]:
-    """Return the remark on the first few images that become constant; images that cannot be read are passed over."""
+    """Return the remark on the first few images that become constant; images that cannot be read are ignored."""
     constant = []
     with pillow_in_threads():
         for index in range(min(_FIRST, len(images))):
@@ -129,8 +129,8 @@ def remark_on_first(images: ImageSet) -> tuple[Remark, ...]:
 def becomes_constant(image: Image) -> bool:
     """Return whether an image of more than 8 bits loses its content as RGB.
 
-    That is when most values lie outside 0..255, or differ by at most two afterwards. open_clip and torchvision convert
-    in the same way: 16-bit images become white, floats between 0 and 1 black.
+    This is so if most values are outside 0..255, or differ by at most two after conversion. open_clip and torchvision
+    convert in the same way: 16-bit images become white, floats between 0 and 1 become black.
     """
     if image.mode not in DEEP_MODES:
         return False
@@ -145,13 +145,13 @@ def _stack(tensors: list[Tensor]) -> Tensor:
     """Return one tensor [b 3 h w] in channels-last memory: Pillow's layout, and the fastest for image towers."""
     import torch
 
-    # Stacking them as [3 h w] would transpose each of them in this one thread.
+    # Stacking them as [3 h w] would transpose each in this single thread.
     return torch.stack([tensor.permute(1, 2, 0) for tensor in tensors]).permute(0, 3, 1, 2)
 
 
 @contextmanager
 def pillow_in_threads() -> Iterator[None]:
-    """Load Pillow's plugins, and ignore its warnings (on EXIF data and large images)."""
+    """Load Pillow's plugins, and ignore its warnings (about EXIF data and large images)."""
     from PIL import Image
 
     Image.init()  # a thread that opens an image while another loads plugins may not find its format
@@ -166,7 +166,7 @@ def is_broken(error: Exception) -> bool:
 
 
 def read_error(images: ImageSet, name: str, error: Exception) -> UserError:
-    """Return what is said of an error of a decoder: the image is broken, or withheld by the system."""
+    """Return the UserError for a decoding error: the image is broken, or the system refused to read it."""
     return (unreadable_error if is_broken(error) else _refused_error)(images, name, describe_error(error))
 
 
@@ -174,21 +174,21 @@ def unreadable_error(images: ImageSet, name: str, reason: str) -> UserError:
     """Return the error for a broken image."""
     return UserError(
         f"dataset '{images.dataset.name}': image {images.folder / name} cannot be read ({reason}); "
-        "mend or remove it, or go on without broken images with --on-error skip"
+        "repair or remove it, or skip broken images with --on-error skip"
     )
 
 
 def _refused_error(images: ImageSet, name: str, reason: str) -> UserError:
-    """Return the error for an image that the system does not let us read."""
+    """Return the error for an image that the system refuses to read."""
     return UserError(
-        f"dataset '{images.dataset.name}': image {images.folder / name} is withheld by the system ({reason}); "
-        "see to that and run again (--on-error skip is for images that are broken)"
+        f"dataset '{images.dataset.name}': the system refused to read image {images.folder / name} ({reason}); "
+        "resolve this and run again (--on-error skip is for broken images)"
     )
 
 
 def describe_error(error: Exception) -> str:
     """Return the type and the first line of an error that a decoder raised."""
-    if type(error).__name__ == "UnidentifiedImageError":  # its own text is the repr of the open file
-        return "no image format that Pillow knows"
+    if type(error).__name__ == "UnidentifiedImageError":  # its message is the repr of the open file
+        return "not an image format that Pillow supports"
     text = getattr(error, "strerror", None) or str(error)
     return f"{type(error).__name__}: {text.splitlines()[0][:_LONGEST_REASON]}" if text else type(error).__name__

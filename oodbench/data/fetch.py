@@ -1,4 +1,4 @@
-"""`oodbench datasets get`: all sets of benchmarks and datasets are fetched and checked, with one summary at the end."""
+"""`oodbench datasets get`: fetch and check datasets and all sets of benchmarks, and summarise the outcomes."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ __all__ = ["GetOptions", "Outcome", "Summary", "get", "instructions"]
 
 
 class ByHand(Exception):
-    """A dataset cannot be had by a plain request; the message is what the user has to do."""
+    """A dataset cannot be downloaded automatically; the message tells the user what to do."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one dataset.
+    """The outcome for one dataset.
 
-    state    "ready", "by hand" (the user has to do something), "failed", or "optional" (a training split, which was not
+    state    "ready", "by hand" (the user has to do something), "failed", or "optional" (a training split, which is not
              fetched)
-    message  what is there, or what to do
+    message  the images that exist, or what to do
     """
 
     name: str
@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of all datasets, in the order of the request; `names` and `root` are those of the request."""
+    """The outcomes for all datasets, in the order of the request; `names` and `root` are those of the request."""
 
     outcomes: tuple[Outcome, ...]
     names: tuple[str, ...]
@@ -65,12 +65,12 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 if all sets are ready, 1 if one failed, else 3: one has to be got by hand."""
+        """0 if all sets are ready, 1 if one failed, else 3: one has to be fetched by hand."""
         states = {outcome.state for outcome in self.outcomes}
         return 1 if "failed" in states else 3 if "by hand" in states else 0
 
     def text(self) -> str:
-        """Return one paragraph per dataset, how many are ready, and the next command."""
+        """Return one paragraph per dataset, the number of ready sets, and the next command."""
         wide = max(len(outcome.name) for outcome in self.outcomes)
         lines = []
         for outcome in self.outcomes:
@@ -82,7 +82,7 @@ class Summary:
         ready = f"{len(needed) - len(lacking)} of {len(needed)} sets are ready in {self.root}"
         lines += ["", f"{ready}; missing: {', '.join(lacking)}" if lacking else ready]
         if lacking:
-            lines.append(f"next: what is said above, then: {command(self.names, self.root)}")
+            lines.append(f"next: the steps above, then: {command(self.names, self.root)}")
         elif runnable := next((name for name in self.names if name in catalog.benchmarks()), ""):
             lines.append(f"next: oodbench run --id {runnable} --methods mcm{data_option(self.root)}")
         return "\n".join(lines)
@@ -95,20 +95,20 @@ def command(names: Sequence[str], root: Path, source: str = "") -> str:
 
 
 def get(names: Sequence[str], root: Path, options: GetOptions | None = None) -> Summary:
-    """Get datasets and all sets of benchmarks below a data root, several at the same time, and check their images.
+    """Get datasets and all sets of benchmarks below a data root, several in parallel, and check their images.
 
-    Sets that are there are not touched. An interrupted call is resumed by the next one.
+    Existing sets are not touched. The next call resumes an interrupted one.
 
     Arguments:
-        names: datasets and benchmarks, mixed
+        names: datasets and benchmarks
         root: the data folder
         options: see GetOptions
 
-    Returns: what became of each set, and of those that they are made of. The training split of a benchmark's ID set is
-    named, and not fetched.
+    Returns: the outcome for each set and for the sets that it consists of. The training split of a benchmark's ID set
+    is listed but not fetched.
 
-    Raises UserError, before anything is fetched, with every name that does not exist, and if `options.source` cannot
-    be of these sets.
+    Raises UserError, before anything is fetched, with every name that does not exist, and if `options.source` has no
+    archive of these sets.
     """
     options = options or GetOptions()
     wanted, optional = _plan(names, options.source)
@@ -120,18 +120,18 @@ def get(names: Sequence[str], root: Path, options: GetOptions | None = None) -> 
     for one in todo:
         waits = [name for name in (one.within, *one.parts) if name and outcomes[name].state != "ready"]
         if waits and isinstance(done[one.name], str):
-            outcomes[one.name] = Outcome(one.name, "by hand", f"is made of {', '.join(waits)}, which is not ready")
+            outcomes[one.name] = Outcome(one.name, "by hand", f"consists of {', '.join(waits)}, which is not ready")
         else:
             outcomes[one.name] = state.after(one, done[one.name])
     for one in optional:
         place = find_place(one, root).dataset
-        there = "is there" if place and is_there(place.folder(root)) else f"get it with: {command([one.name], root)}"
+        there = "exists" if place and is_there(place.folder(root)) else f"get it with: {command([one.name], root)}"
         outcomes[one.name] = Outcome(one.name, "optional", f"training split, for methods that calibrate; {there}")
     return Summary(tuple(outcomes.values()), tuple(names), root)
 
 
 def _plan(names: Sequence[str], source: Path | None) -> tuple[dict[str, Dataset], list[Dataset]]:
-    """Return the datasets to get, those that others are made of first, and the training splits of ID sets."""
+    """Return the datasets to get, with parts of other sets first, and the training splits of ID sets."""
     problems = ProblemList()
     wanted: dict[str, Dataset] = {}
     training: dict[str, Dataset] = {}
@@ -139,7 +139,7 @@ def _plan(names: Sequence[str], source: Path | None) -> tuple[dict[str, Dataset]
     def add(one: Dataset) -> None:
         for other in filter(None, (one.within, *one.parts)):
             add(catalog.dataset(other))
-        # Without a count, an archive of more than the set, such as CUB's training images, would be taken for it.
+        # Without a count, an archive of more than the set, such as CUB's training images, would be accepted.
         checkable = one.count and one.loader in ("classes", "images") and not Path(one.path).is_absolute()
         if source and source.is_file() and checkable and not (one.archives or one.within or one.parts):
             one = replace(one, archives=(Archive(name=source.name),))
@@ -163,7 +163,7 @@ def _plan(names: Sequence[str], source: Path | None) -> tuple[dict[str, Dataset]
 
 
 def _checked_source(wanted: Sequence[Dataset], source: Path | None) -> Path | None:
-    """Return the file or folder of `--from`, and the folder of a file that has the name of an archive of these sets.
+    """Return the file or folder of `--from`; for a file with the name of an archive of these sets, its folder.
 
     Raise UserError unless it has an archive of one of them.
     """
@@ -191,14 +191,14 @@ def _checked_source(wanted: Sequence[Dataset], source: Path | None) -> Path | No
         )
     if source.is_dir() and not any((source / name).is_file() for name in known):
         raise UserError(
-            f"--from {source}: that folder holds none of {', '.join(known) or 'their archives'}; unpacked images are "
-            "used where they are: oodbench datasets locate NAME PATH"
+            f"--from {source}: that folder holds none of {', '.join(known) or 'their archives'}; use unpacked images "
+            "in place with: oodbench datasets locate NAME PATH"
         )
     return source
 
 
 class _State:
-    """The data folder while datasets are fetched by threads: one thread works at a place at a time."""
+    """The data folder while threads fetch datasets; only one thread works on a place at a time."""
 
     def __init__(self, root: Path, options: GetOptions) -> None:
         self.root, self.options = root, options
@@ -207,11 +207,11 @@ class _State:
         self._store = Store(default_root())
 
     def check(self, one: Dataset) -> Outcome:
-        """Return whether a set is there and complete, by its loader."""
+        """Load a set, and return whether it exists and is complete."""
         if one.loader == "glyphs":
-            return Outcome(one.name, "ready", "embedded, there is nothing to fetch")
+            return Outcome(one.name, "ready", "embedded, nothing to fetch")
         if is_url(one.path) or one.loader == "hf":
-            return Outcome(one.name, "ready", f"is read from {redact(one.path)} by a run")
+            return Outcome(one.name, "ready", f"a run reads it from {redact(one.path)}")
         try:
             images = load_images(one, LoadOptions(self.root, self._store, allow_partial=False), labelled=False)
         except Missing as error:
@@ -221,16 +221,16 @@ class _State:
         return Outcome(one.name, "ready", f"{len(images):,} images at {images.folder}{self._digest_remark(one)}")
 
     def is_to_be_unpacked(self, one: Dataset) -> bool:
-        """Return whether `--from` gives the archives of a set that is not at its own path, but read elsewhere."""
+        """Return whether `--from` has the archives of a set that is read from elsewhere, not from its own path."""
         return bool(one.archives) and self._given(one) and not is_there(one.folder(self.root))
 
     def _digest_remark(self, one: Dataset) -> str:
         undeclared = [read_record(target_of(one, archive, self.root)) for archive in one.archives]
         recorded = [str(record["sha256"])[:12] for record in undeclared if record.get("sha256")]
-        return f" (no digest is declared; sha256 {', '.join(recorded)}... as first got)" if recorded else ""
+        return f" (no digest is declared; sha256 {', '.join(recorded)}... as first fetched)" if recorded else ""
 
     def fetch_all(self, todo: Sequence[Dataset]) -> dict[str, str | ByHand | UserError]:
-        """Fetch what belongs to each dataset, in threads that end with the process, and return what was done."""
+        """Fetch the files of each dataset, in threads that end with the process, and describe what was done."""
         jobs: queue.SimpleQueue[Dataset] = queue.SimpleQueue()
         results: queue.SimpleQueue[tuple[str, str | BaseException]] = queue.SimpleQueue()
         for one in todo:
@@ -262,12 +262,12 @@ class _State:
         return done
 
     def _fetch(self, one: Dataset) -> Iterator[str]:
-        """Fetch what is not there of a dataset, and yield what was done. Raise ByHand if it cannot be requested."""
+        """Fetch the missing files of a dataset, and describe each step. Raise ByHand if a download is impossible."""
         options = replace(self.options, watch=self._watch)
         bound = bindings().get(one.name)
-        if bound and find_place(one, self.root).dataset is None:  # what is fetched would not be used
+        if bound and find_place(one, self.root).dataset is None:  # fetched files would not be used
             raise ByHand(
-                f"it is bound to {bound}, where it is not: bring it back, or bind another place, or, to get it below "
+                f"it is bound to {bound} but not there: restore it, or bind another place, or, to get it below "
                 f"{self.root}: oodbench datasets locate {one.name} --forget && {command([one.name], self.root)}"
             )
         if one.loader == "torchvision" and not (one.archives and self._given(one)) and not torchvision_can_fetch(one):
@@ -312,13 +312,13 @@ class _State:
 
         def checked(n: int) -> None:
             if self._stopped.is_set():
-                raise KeyboardInterrupt  # in a thread: the main one has stopped
+                raise KeyboardInterrupt  # in a thread: the main thread has stopped
             advance(n)
 
         return checked
 
     def after(self, one: Dataset, result: str | ByHand | UserError) -> Outcome:
-        """Return what became of a dataset that was fetched, or could not be."""
+        """Return the outcome for a dataset, given the result of fetching it."""
         if isinstance(result, ByHand):
             return Outcome(one.name, "by hand", str(result))
         if isinstance(result, UserError):
@@ -341,13 +341,13 @@ class _State:
 
 
 def _can_request(url: str) -> bool:
-    """Return whether an address can be fetched here: those of Google Drive need gdown."""
+    """Return whether a URL can be fetched here: those of Google Drive need gdown."""
     return not drive_id(url) or importlib.util.find_spec("gdown") is not None
 
 
 def instructions(one: Dataset, root: Path) -> str:
-    """Return what the user has to do to get a dataset that cannot be had by a plain request."""
-    steps = one.obtain or (f"see {one.url}" if one.url else "nothing is known about where it is to be had")
+    """Return the steps for the user to get a dataset that cannot be downloaded automatically."""
+    steps = one.obtain or (f"see {one.url}" if one.url else "no source is declared")
     lines = [with_data_option(steps, root)]
     drive = [
         archive for archive in one.archives if drive_id(archive.url) and not is_there(target_of(one, archive, root))

@@ -1,4 +1,4 @@
-"""ImageNet-1k's validation images from the parquet files of a gated dataset of the Hugging Face hub."""
+"""ImageNet-1k's validation images from the parquet files of a gated dataset on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from oodbench.storage.files import locked
 
 
 def has_token() -> bool:
-    """Return whether the user has a token of the hub: $HF_TOKEN, or the one that `hf auth login` stores."""
+    """Return whether the user has a token for the Hub: $HF_TOKEN, or the one stored by `hf auth login`."""
     from huggingface_hub import get_token
 
     return bool(get_token())
 
 
 def install_from_hub(dataset: Dataset, data_root: Path, options: GetOptions) -> str:
-    """Download the parquet files that `dataset.hub` names, and write their images into class folders at once.
+    """Download the parquet files that `dataset.hub` names, and write their images into class folders atomically.
 
-    `dataset.hub` is a repository and a pattern, `owner/name:data/validation-*.parquet`. What was downloaded stays in
-    the data folder until all is complete. Raises UserError when the hub refuses the token, or when a row is not the
-    image and the class of the index.
+    `dataset.hub` is a repository and a pattern, `owner/name:data/validation-*.parquet`. Downloads stay in the data
+    folder until all are complete. Raises UserError if the Hub refuses the token, or if the image or class of a row
+    differs from the index.
     """
     repository, _, pattern = dataset.hub.partition(":")
     folder, target = data_root / DOWNLOADS / dataset.name, dataset.folder(data_root)
@@ -47,11 +47,11 @@ def install_from_hub(dataset: Dataset, data_root: Path, options: GetOptions) -> 
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    return f"fetched from {repository} of the Hugging Face hub, which declares the digests of its files"
+    return f"fetched from {repository} on the Hugging Face Hub, which declares the digests of its files"
 
 
 def _download(repository: str, pattern: str, folder: Path, options: GetOptions) -> list[Path]:
-    """Return the parquet files of a repository, downloaded with the hub's own resume and digests."""
+    """Return the parquet files of a repository; the Hub's client resumes and verifies downloads."""
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def _download(repository: str, pattern: str, folder: Path, options: GetOptions) 
 
     page = f"https://huggingface.co/datasets/{repository}"
     shown = not are_progress_bars_disabled()
-    disable_progress_bars()  # they would tear those of the command
+    disable_progress_bars()  # they would disrupt the progress bars of the command
     try:
         names = fnmatch.filter(huggingface_hub.list_repo_files(repository, repo_type="dataset"), pattern)
         advance = options.watch(f"fetch {repository}", 0)
@@ -73,8 +73,8 @@ def _download(repository: str, pattern: str, folder: Path, options: GetOptions) 
             files.append(file)
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise UserError(
-            f"the hub refuses {repository} to this token: accept its terms at {page}, and set HF_TOKEN to a token that "
-            "may read it (https://huggingface.co/settings/tokens)"
+            f"the Hub refuses {repository} to this token: accept its terms at {page}, and set HF_TOKEN to a token with "
+            "read access (https://huggingface.co/settings/tokens)"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -101,8 +101,8 @@ def _write_images(file: Path, made: Path) -> set[int]:
                     number = imagenet.image_number(row["image"]["path"] or "")
                     if number is None or row["label"] != classes[number - 1]:
                         raise UserError(
-                            f"{file.name} has an image '{row['image']['path']}' of class {row['label']}, which is not "
-                            "so in ILSVRC2012; it is another dataset"
+                            f"{file.name} has an image '{row['image']['path']}' of class {row['label']}, unlike "
+                            "ILSVRC2012; it is another dataset"
                         )
                     path = made / folders[row["label"]] / imagenet.image_name(number)
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,5 +110,5 @@ def _write_images(file: Path, made: Path) -> set[int]:
                     seen.add(number)
     except (pyarrow.ArrowException, KeyError, TypeError) as error:
         os.unlink(file)
-        raise UserError(f"{file.name} cannot be read: {error}; it was deleted, rerun to fetch it again") from error
+        raise UserError(f"{file.name} cannot be read: {error}; it was deleted; rerun to fetch it again") from error
     return seen

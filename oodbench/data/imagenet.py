@@ -21,12 +21,12 @@ from oodbench.storage.files import read_text
 IMAGES, CLASSES, PER_CLASS = 50_000, 1000, 50
 ARCHIVE = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-_NAME = re.compile(r"ILSVRC2012_val_(\d{8})(?:_n\d{8})?\.JPEG", re.IGNORECASE)  # the hub adds the class folder
+_NAME = re.compile(r"ILSVRC2012_val_(\d{8})(?:_n\d{8})?\.JPEG", re.IGNORECASE)  # the Hub adds the class folder
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The class folder (wnid) of every validation image [50000], in the order of file names, and where that is from."""
+    """The class folder (wnid) of every validation image [50000], in the order of file names, and its source."""
 
     folders: tuple[str, ...]
     origin: str
@@ -52,17 +52,17 @@ def wnids() -> tuple[str, ...]:
 
 @functools.cache
 def validation_classes() -> npt.NDArray[np.int64]:
-    """Return the class number of every validation image [50000], in the order of file names, as it is shipped."""
+    """Return the class number of every validation image [50000], in the order of file names, from the shipped index."""
     classes: npt.NDArray[np.int64] = _index()["classes"].astype(np.int64)
     classes.flags.writeable = False
     return classes
 
 
 def ground_truth(folder: Path | None = None) -> GroundTruth:
-    """Return the classes of the validation images: those of the devkit or of val.txt in `folder`, else as shipped.
+    """Return the classes of the validation images, from the devkit or val.txt in `folder`, else from the shipped index.
 
-    The numbers of val.txt are indices of the sorted class folders; a list in another order is refused, as it would give
-    wrong labels.
+    The numbers in val.txt are indices of the sorted class folders; a list in another order is refused, because its
+    labels would be wrong.
     """
     names = wnids()
     shipped = GroundTruth(tuple(names[i] for i in validation_classes().tolist()), "the shipped index")
@@ -83,14 +83,14 @@ def _checked(folders: Sequence[str], origin: Path) -> GroundTruth:
     counts = Counter(folders)
     if set(counts) != set(wnids()) or set(counts.values()) != {PER_CLASS}:
         raise UserError(
-            f"{origin} does not give {PER_CLASS} images to each of ImageNet-1k's {CLASSES:,} classes "
+            f"{origin} does not assign {PER_CLASS} images to each of ImageNet-1k's {CLASSES:,} classes "
             f"({len(folders):,} images, {len(counts):,} classes); fetch it again, or move it away: an index is shipped"
         )
     return GroundTruth(tuple(folders), str(origin))
 
 
 def _devkit_folders(path: Path) -> list[str]:
-    """Return the class folders by the devkit, whose class numbers are those of its meta.mat."""
+    """Return the class folders from the devkit, which defines class numbers in its meta.mat."""
     from scipy.io import loadmat
 
     try:
@@ -106,7 +106,7 @@ def _devkit_folders(path: Path) -> list[str]:
 
 
 def _listed_folders(path: Path, shipped: Sequence[str]) -> list[str]:
-    """Return the class folders by lines `name number` or `wnid/name number`."""
+    """Return the class folders from lines `name number` or `wnid/name number`."""
     folders, names = [""] * IMAGES, wnids()
     for line in read_text(path, "the list").split("\n"):
         name, _, label = line.strip().rpartition(" ")
@@ -116,7 +116,7 @@ def _listed_folders(path: Path, shipped: Sequence[str]) -> list[str]:
             folders[number - 1] = wnid[1] if wnid else names[int(label)] if int(label) < CLASSES else ""
     if wrong := sum(a != b for a, b in zip(folders, shipped, strict=True)):
         raise UserError(
-            f"{path} gives {wrong:,} of {IMAGES:,} validation images another class than OpenOOD's and MOS's lists; its "
-            "numbers are perhaps not those of the sorted class folders, from 0. Move it away: an index is shipped"
+            f"{path} and the lists of OpenOOD and MOS disagree on the class of {wrong:,} of {IMAGES:,} validation "
+            "images; perhaps it does not count the sorted class folders from 0. Move it away: an index is shipped"
         )
     return folders

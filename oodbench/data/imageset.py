@@ -1,4 +1,4 @@
-"""The images of a dataset: their names, labels and fingerprints in a fixed order, and how one of them is read."""
+"""The images of a dataset: their names, labels and fingerprints in a fixed order, and the source that reads them."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-_HASHED_TOGETHER = 4096  # images whose digests are kept together, so that an interrupted reading is resumed
-_SETTLED = 2_000_000_000  # nanoseconds: the coarsest clock of a file system in use (FAT)
+_HASHED_TOGETHER = 4096  # digests that are stored together, so that an interrupted reading can resume
+_SETTLED = 2_000_000_000  # nanoseconds: the coarsest time resolution of a common file system (FAT)
 
 
 class ImageSource(Protocol):
-    """Reads images by name. It keeps no image, and threads may share it."""
+    """Reads images by name. It caches no image, and threads may share it."""
 
     def read(self, name: str) -> ReadImage:
-        """Read one image, to be decoded in its own mode. Raises OSError, or an error of Pillow, when that fails."""
+        """Read one image, to be decoded in its own mode. Raises OSError or an error of Pillow on failure."""
 
     def content(self, name: str) -> str:
         """Return the sha256 of the stored bytes of an image."""
@@ -52,18 +52,18 @@ class ImageSource(Protocol):
 
 @runtime_checkable
 class ContainerSource(Protocol):
-    """A source whose files hold many images each."""
+    """A source with many images per file."""
 
     def location(self, name: str) -> str:
-        """Return where an image is stored: the same text for the same image, whichever set it belongs to."""
+        """Return the location of an image, as a text that is the same in all sets that contain the image."""
 
 
 @runtime_checkable
 class TreeSource(Protocol):
-    """A source with one fingerprint for many files, too many to be checked again for every image."""
+    """A source with one fingerprint for all its files, which are too many to check for every image."""
 
     def tree_fingerprint(self) -> str:
-        """Return the fingerprint of all its files now."""
+        """Return the current fingerprint of all its files."""
 
     @property
     def listed_fingerprint(self) -> str:
@@ -89,7 +89,7 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class RenamedSource:
-    """Reads images of another source under other names; `inner` has the source's name of every image."""
+    """Reads images of another source under new names; `inner` maps them to the source's names."""
 
     source: ImageSource
     folder: Path
@@ -112,7 +112,7 @@ class RenamedSource:
 
 @dataclass(frozen=True)
 class SubsetOf:
-    """Where rows of a derived image set come from: `rows` [k] of it are `source_rows` [k] of `source`."""
+    """The origin of rows of a derived image set: its `rows` [k] are `source_rows` [k] of `source`."""
 
     source: ImageSet
     rows: npt.NDArray[np.int64]
@@ -125,18 +125,18 @@ class ImageSet:
 
     folder        the folder that holds the images, or the file that contains them
     names         posix paths below `folder`, row numbers in a table, or names of rendered images
-    fingerprints  one text per image that changes when the image changes (see storage/fingerprints.py); decides
+    fingerprints  one string per image that changes when the image changes (see storage/fingerprints.py); determines
                   whether stored embeddings are used
     labels        class index per image [n], -1 without a label
     folders       one key per class in label order: class folders or numbers; () without labels
     total         number of images before a limit was applied
     content       whether the fingerprints are digests of the images' contents
-    sizes         per image what its result rows count; () is the first line of its fingerprint
+    sizes         part of each fingerprint that result rows depend on; () means its first line
     source        reads an image by name; None: image files below `folder`
-    named         class names in label order, where the source has them
-    absent        images that an image list names and that do not exist
-    remarks       what may mislead about the set
-    origins       for a derived set: the sets whose stored embeddings are used; () once images are selected
+    named         class names in label order, if the source has them
+    absent        images in an image list that do not exist
+    remarks       observations that may mislead
+    origins       for a derived set: the sets that provide stored embeddings; () once images are selected
     host          the machine that listed the images: change times and inodes are compared on this machine only
     """
 
@@ -157,20 +157,20 @@ class ImageSet:
     host: str = field(default_factory=socket.gethostname)
 
     def __post_init__(self) -> None:
-        """Set `total` of a set that was not selected from another."""
+        """Set `total` if the set was not selected from another."""
         if self.total < 0:
             object.__setattr__(self, "total", len(self.names))
 
     @property
     def reader(self) -> ImageSource:
-        """The source, or the one that reads files below `folder`."""
+        """The source, by default one that reads files below `folder`."""
         return self.source or ImageFiles(self.folder)
 
     @cached_property
     def digest(self) -> str:
         """sha256 of names and sizes (of contents with --strict) in the order of the names, for result rows.
 
-        It is the same for copies at other places, with other times, or in another order of the files.
+        It does not depend on the location, the times or the order of the files.
         """
         names, sizes = (
             zip(*sorted(zip(self.names, self.portable, strict=True)), strict=True) if self.names else ((), ())
@@ -186,17 +186,17 @@ class ImageSet:
 
     @cached_property
     def list_digest(self) -> str:
-        """sha256 of list_text: of labelled calibration images, for keys of the store and result rows."""
+        """sha256 of list_text, which identifies labelled calibration images in keys of the store and result rows."""
         return hashlib.sha256(self.list_text.encode()).hexdigest()
 
     @property
     def portable(self) -> tuple[str, ...]:
-        """Return per image what all copies of it share."""
+        """Return the part of each fingerprint that is equal for all copies of the image."""
         return self.sizes or tuple(map(portable_part, self.fingerprints))
 
     @property
     def local(self) -> bool:
-        """Return whether the fingerprints are valid on this machine only, so that nothing may be shared by them."""
+        """Return whether the fingerprints are valid on this machine only, so that their entries cannot be shared."""
         return any(map(is_local, self.fingerprints))
 
     @cached_property
@@ -209,7 +209,7 @@ class ImageSet:
         return self.fingerprint if (start, stop) == (0, len(self)) else self._key(slice(start, stop))
 
     def _key(self, part: slice) -> str:
-        # Without contents the dataset's path counts, too: names, sizes and times alone can be equal in two folders.
+        # Without content digests, the path is part of the key: two folders may have equal names, sizes and times.
         path = "" if self.content else self.dataset.path
         return digest([path, self.names[part], self.fingerprints[part]])
 
@@ -219,8 +219,7 @@ class ImageSet:
     def read(self, index: int) -> Image:
         """Decode one image, in its own mode.
 
-        Raises UserError when the image changed after it was listed, OSError (or an error of Pillow) when it cannot be
-        read.
+        Raises UserError if the image changed after it was listed, OSError (or an error of Pillow) if it cannot be read.
         """
         return self._read(index).image()
 
@@ -231,7 +230,7 @@ class ImageSet:
         return image
 
     def check_tree(self) -> None:
-        """Raise UserError when files of a TreeSource changed: to be called before and after images are read."""
+        """Raise UserError if files of a TreeSource changed. Call this before and after reading images."""
         for images in [origin.source for origin in self.origins] or [self]:
             source = images.reader
             if (
@@ -261,10 +260,10 @@ class ImageSet:
         )
 
     def by_content(self, store: Store | None = None, *, in_rows: bool = True) -> ImageSet:
-        """Return the same images with digests of their contents as fingerprints; reads every image.
+        """Return the same images with digests of their contents as fingerprints. This reads every image.
 
-        store    digests are kept there, and not computed again while files have the same sizes, times and inodes
-        in_rows  whether the contents count in result rows, too, which otherwise keep the sizes
+        store    caches digests while files have the same sizes, times and inodes
+        in_rows  whether result rows depend on the contents, too, and not only on the sizes
         """
         if self.content:
             return self
@@ -288,7 +287,7 @@ class ImageSet:
             entry = store.find("contents", inputs) if store else None
             began = time.time_ns()
             facts = entry.facts if entry else {"sha256": self._hashed(start, stop)}
-            # A file that is written twice within one tick of the clock of its file system keeps its fingerprint.
+            # A file written twice within one clock tick of its file system keeps its fingerprint.
             settled = began - max(map(changed_at, self.fingerprints[start:stop])) > _SETTLED
             if store and not entry and settled and self.host == socket.gethostname():
                 self.check_tree()
@@ -311,24 +310,24 @@ class ImageSet:
             raise UserError(
                 f"dataset '{self.dataset.name}': {name} cannot be read: {error.strerror or error}"
             ) from error
-        except (TypeError, ValueError) as error:  # a cell of a table that holds no image
+        except (TypeError, ValueError) as error:  # a table cell without an image
             raise UserError(f"dataset '{self.dataset.name}': {self.folder} cannot be read: {error}") from error
 
     def limit(self, n: int | None) -> ImageSet:
-        """Return at most n images, evenly spread over the set, so that every class keeps its fraction."""
+        """Return at most n images, evenly spaced over the set, so that class proportions are preserved."""
         if n is None or n >= len(self):
             return self
         return self.select([i * len(self) // n for i in range(n)])
 
     def sample(self, n: int, seed: int) -> ImageSet:
-        """Return at most n images, drawn without replacement and kept in order."""
+        """Return at most n images, drawn without replacement, in their original order."""
         if n >= len(self):
             return self
         return self.select(np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)))
 
 
 def renamed(images: ImageSet, names: Sequence[str]) -> ImageSet:
-    """Return images under other names, one for each, sorted by them. Raises UserError when two have the same name."""
+    """Return images under new names, sorted by name. Raises UserError if two get the same name."""
     order = sorted(range(len(names)), key=names.__getitem__)
     ordered = tuple(names[i] for i in order)
     twice = next((a for a, b in pairwise(ordered) if a == b), None)
@@ -342,13 +341,13 @@ def renamed(images: ImageSet, names: Sequence[str]) -> ImageSet:
 
 
 def missing_error(dataset: Dataset, path: Path | str, looked: Sequence[str] = ()) -> UserError:
-    """Return the error for a set that does not exist, with how to get it; `looked` are other places it may be at."""
+    """Return the error for a missing set, with how to get it; `looked` are other places that were tried."""
     below = not Path(dataset.path).is_absolute() and str(path).endswith(dataset.path)
     where = f"$OODBENCH_DATA/{dataset.path} ({path})" if below else str(path)
     try:
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG if dataset.loader in ("tar", "arrays") else stat.S_ISDIR)(mode):
-            where += f": that is {irregular(mode) or 'a file, no folder'}"
+            where += f": that is {irregular(mode) or 'a file, not a folder'}"
     except (OSError, ValueError):
         where += ", which does not exist"
     hints = ["looked for, too:", *(f"  {place}" for place in looked)] if looked else []
@@ -357,12 +356,12 @@ def missing_error(dataset: Dataset, path: Path | str, looked: Sequence[str] = ()
     if dataset.declared and not Path(dataset.path).is_absolute() and dataset.loader not in ("part", "union"):
         get = f"oodbench datasets get {dataset.name}"
         hints += [] if get in dataset.obtain else [f"get it: {get}"]
-        hints.append(f"or name the place that has it: oodbench datasets locate {dataset.name} PATH")
+        hints.append(f"or give its location: oodbench datasets locate {dataset.name} PATH")
     return Missing("\n  ".join((f"dataset '{dataset.name}' was not found at {where}", *hints)))
 
 
 def empty_error(dataset: Dataset, path: Path | str, others: Sequence[str] = ()) -> UserError:
-    """Return the error for a folder or file without images; `others` are the files that it does contain."""
+    """Return the error for a folder or file without images; `others` are the files that it contains."""
     contents = f"; it has {count_by_suffix(others)}" if others else ""
     return UserError(f"dataset '{dataset.name}': {path} holds no images{contents}")
 
@@ -377,7 +376,7 @@ def unlabelled_error(dataset: Dataset, path: Path | str, what: str) -> UserError
 def folder_classes(
     dataset: Dataset, path: Path, names: Sequence[str], others: Sequence[str], folders: Sequence[str]
 ) -> Classes:
-    """Return the classes of images in class folders (see `layout.by_folder`); its UserError names the dataset."""
+    """Return the classes of images in class folders (see `layout.classes_by_folder`). Errors name the dataset."""
     try:
         return classes_by_folder(names, others, folders, _class_place(dataset, path))
     except UserError as error:
@@ -385,17 +384,17 @@ def folder_classes(
 
 
 def _class_place(dataset: Dataset, path: Path | str) -> ClassPlace:
-    """Return where the class folders of a dataset lie."""
+    """Return the location of the class folders of a dataset."""
     return ClassPlace(f"folder:{path}", dataset.depth) if dataset.loader == "classes" else ClassPlace()
 
 
 def class_keys(
     dataset: Dataset, labels: npt.NDArray[np.int64], path: Path | str, named: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Return one key per class ("0", "1", ...) for labels that are numbers.
+    """Return one key per class ("0", "1", ...) for numeric labels.
 
-    There are as many as class names, which are `named`, else those of the dataset's class list; without names, up to
-    the greatest label. Raises UserError when a label has no name.
+    Their number is that of the class names (`named`, else the dataset's class list), or without names the greatest
+    label plus 1. Raises UserError if a label has no name.
     """
     n, what = len(named) or None, "class names"
     if dataset.classes and not named:

@@ -1,4 +1,4 @@
-"""Putting one dataset's files where they belong: downloaded or given by the user, verified, unpacked, moved at once."""
+"""Install the files of one dataset: download or take them from the user, verify, unpack, and move them atomically."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ DOWNLOADS = ".downloads"  # folder below the data root for unfinished downloads
 
 StartProgress = Callable[
     [str, int], Callable[[int], None]
-]  # (what, total in bytes) -> a function to call with bytes done
+]  # (description, total bytes) -> a function to call with the bytes done
 
 
 @dataclass(frozen=True)
 class GetOptions:
-    """How datasets are got.
+    """Options for getting datasets.
 
-    source   a file, or a folder with files, that the user has already (`--from`)
+    source   a file, or a folder with files, that the user already has (`--from`)
     watch    shows progress; threads call it
-    workers  number of files that are fetched at the same time
+    workers  number of files that are fetched in parallel
     """
 
     source: Path | None = None
@@ -43,20 +43,20 @@ class GetOptions:
 
 
 def target_of(dataset: Dataset, archive: Archive, data_root: Path) -> Path:
-    """Return the file or folder that an archive becomes; what torchvision reads is one folder."""
+    """Return the file or folder that an archive is installed to; for torchvision, this is the dataset's folder."""
     return data_root / (dataset.path if dataset.loader == "torchvision" else archive.to or dataset.path)
 
 
 def is_there(path: Path) -> bool:
-    """Return whether a path is a file, or a folder with something in it."""
+    """Return whether a path is a file or a nonempty folder."""
     return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def given_file(dataset: Dataset, archive: Archive, source: Path | None) -> Path | None:
-    """Return the file of an archive that `--from` names, or None.
+    """Return the file of an archive given by `--from`, or None.
 
-    In a folder it is found by its name. A file of another name is that of the images, which is declared first; other
-    archives of the dataset are looked for next to it.
+    In a folder, it is found by name. A file with another name is taken for the dataset's first archive, which has the
+    images; further archives are looked for next to it.
     """
     if source is None:
         return None
@@ -67,17 +67,17 @@ def given_file(dataset: Dataset, archive: Archive, source: Path | None) -> Path 
 
 
 def install(dataset: Dataset, archive: Archive, data_root: Path, options: GetOptions) -> str:
-    """Put an archive, or what it holds, where it belongs, and return what was done; the place must be free.
+    """Install an archive or its content in its place, which must be free, and describe what was done.
 
-    Raises UserError when that fails; the place is then free still, and what was received or unpacked is kept.
+    Raises UserError if that fails; the place is then still free, and downloaded or unpacked files are kept.
     """
     target = target_of(dataset, archive, data_root)
     folder = data_root / DOWNLOADS / dataset.name
     given = given_file(dataset, archive, options.source)
     try:
         with locked(folder / ".lock", f"another process gets {dataset.name}; wait for it"):
-            if is_there(target):  # another process has got it since it was looked for
-                return "got by another process"
+            if is_there(target):  # another process installed it in the meantime
+                return "installed by another process"
             file, remark = _file(archive, folder, target, given, options)
             record = "" if archive.has_digest else _facts(archive, file)
             if archive.sort:
@@ -86,12 +86,12 @@ def install(dataset: Dataset, archive: Archive, data_root: Path, options: GetOpt
                 _unpack(file, folder, data_root, target, archive.inside, options)
             else:
                 _place(file, target, move=not given)
-            if record:  # of what is there now: what could not be unpacked is not recorded
+            if record:  # only after unpacking succeeded
                 write_text(record_path(target), record)
             shutil.rmtree(folder, ignore_errors=True)
     except Damaged:
         if not given:
-            (folder / archive.file_name).unlink(missing_ok=True)  # the next try fetches it again
+            (folder / archive.file_name).unlink(missing_ok=True)  # the next attempt fetches it again
         raise
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
@@ -101,7 +101,7 @@ def install(dataset: Dataset, archive: Archive, data_root: Path, options: GetOpt
 def _file(archive: Archive, folder: Path, target: Path, given: Path | None, options: GetOptions) -> tuple[Path, str]:
     """Return the file of an archive, given or downloaded and verified, and a remark on its digest.
 
-    Without a declared digest, a downloaded file must have the sha256 that is recorded next to the data, if one is.
+    Without a declared digest, a downloaded file must have the sha256 that is recorded next to the data, if any.
     """
     record = record_path(target)
     recorded = read_record(target).get("sha256", "") if not archive.has_digest else ""
@@ -109,7 +109,7 @@ def _file(archive: Archive, folder: Path, target: Path, given: Path | None, opti
     if given:
         file = given
         if mismatch := find_mismatch(wanted, file):
-            if Path(archive.to).name == archive.file_name:  # torchvision's, which verifies it again, and would fetch it
+            if Path(archive.to).name == archive.file_name:  # torchvision verifies it again, and would fetch it
                 raise UserError(f"{file} is not the declared file: {mismatch}; fetch it again")
             return file, f" (not the expected file: {mismatch}; only names and number of its images are checked)"
     else:
@@ -118,7 +118,7 @@ def _file(archive: Archive, folder: Path, target: Path, given: Path | None, opti
         except UserError as error:
             if recorded and "not what was expected" in str(error):
                 raise UserError(
-                    f"{error}; the first one is recorded in {record}: delete that to accept another"
+                    f"{error}; the first one is recorded in {record}: delete the record to accept another"
                 ) from error
             raise
         _check_page(file, archive)
@@ -136,7 +136,7 @@ def _facts(archive: Archive, file: Path) -> str:
 
 
 def record_path(target: Path) -> Path:
-    """Return the file that records what was got for a place, when no digest of it is declared."""
+    """Return the record file of a place: the digest of what was installed there, if none is declared."""
     return target.with_name(f".{target.name}.oodbench.json")
 
 
@@ -150,29 +150,29 @@ def read_record(target: Path) -> dict[str, str]:
 
 
 def undeclared_digests(dataset: Dataset, data_root: Path) -> list[str]:
-    """Return a sentence for each archive that was got below the data root and has no declared digest."""
+    """Return a sentence for each archive that was installed below the data root without a declared digest."""
     recorded = [(one, read_record(target_of(dataset, one, data_root)).get("sha256")) for one in dataset.archives]
     return [
-        f"no digest is declared for {archive.file_name}; that of the one that was got is sha256 {sha256}"
+        f"no digest is declared for {archive.file_name}; the installed one has sha256 {sha256}"
         for archive, sha256 in recorded
         if sha256
     ]
 
 
 def _check_page(file: Path, archive: Archive) -> None:
-    """Raise UserError if a server sent a web page in place of an archive, as one that needs a login does."""
+    """Raise UserError if a server sent a web page, such as a login page, instead of an archive."""
     with file.open("rb") as content:
         start = content.read(512).lstrip().lower()
     if is_archive(archive.file_name) and start.startswith((b"<!doctype html", b"<html")):
         file.unlink()
         raise UserError(
-            f"{redact_url(archive.url)} sends a web page and not {archive.file_name}; open it in a browser, save the "
-            f"file, and take it with --from {archive.file_name}"
+            f"{redact_url(archive.url)} sends a web page instead of {archive.file_name}; open it in a browser, save "
+            f"the file, and give it with --from {archive.file_name}"
         )
 
 
 def move_to(source: Path, target: Path) -> None:
-    """Rename a file or folder at once, also to another file system, where a link below the data root may lead."""
+    """Rename a file or folder atomically, also to another file system, where a link below the data root may point."""
     try:
         os.replace(source, target)
     except OSError as error:
@@ -185,7 +185,7 @@ def move_to(source: Path, target: Path) -> None:
 
 
 def _place(file: Path, target: Path, *, move: bool) -> None:
-    """Move or copy a file to its place, at once."""
+    """Move or copy a file to its place atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if move:
         move_to(file, target)
@@ -196,21 +196,21 @@ def _place(file: Path, target: Path, *, move: bool) -> None:
 
 
 def _unpack(file: Path, folder: Path, data_root: Path, target: Path, inside: str, options: GetOptions) -> None:
-    """Unpack an archive into a temporary folder, and rename what belongs at `target`.
+    """Unpack an archive into a temporary folder, and rename the content for `target`.
 
-    An archive contains the complete path of the target (its top folder is then moved, unless that exists), or only what
-    belongs at that path: in the folder `inside`, in its only folder, or directly.
+    An archive contains the complete path of the target (its top folder is then moved, unless it exists), or only the
+    content of that path: in the folder `inside`, in its only folder, or at the top level.
     """
     unpacked = folder / "unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)  # left by a process that was killed
-    advance = options.watch(f"unpack {file.name}", file.stat().st_size)  # images hardly get smaller by compression
+    shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed process
+    advance = options.watch(f"unpack {file.name}", file.stat().st_size)  # images are hardly compressible
     unpack(file, unpacked, options.bounds, advance=advance)
     path = target.relative_to(data_root)
     top = data_root / path.parts[0]
     if inside:
         source = unpacked / inside
         if not source.is_dir():
-            raise UserError(f"{file} holds no folder {inside}; it is not the archive that is declared")
+            raise UserError(f"{file} holds no folder {inside}; it is not the declared archive")
     elif (unpacked / path).is_dir():
         whole = not top.exists()
         source, target = (unpacked / path.parts[0], top) if whole else (unpacked / path, target)
@@ -223,19 +223,19 @@ def _unpack(file: Path, folder: Path, data_root: Path, target: Path, inside: str
 
 @dataclass(frozen=True)
 class _Sorting:
-    """The path below the class folders of each image, by its file name or number, and where that is from."""
+    """The path of each image in its class folder, by file name or number, and the source of the classes."""
 
     paths: Mapping[str | int, str]
     origin: str
 
     def place(self, name: str) -> str | None:
-        """Return the path of a member of an archive, None if it is none of the images."""
+        """Return the path of a member of an archive, None if it is not one of the images."""
         base = name.rpartition("/")[2]
         return self.paths.get(imagenet.image_number(base) or base)
 
 
 def _sorting(file: Path, sort: str) -> _Sorting:
-    """Return how the images of an archive are sorted: ImageNet's, or by lines `name folder` of a file in it."""
+    """Return the classes of the images in an archive: ImageNet's, or by lines `name folder` of a file in it."""
     if sort == "imagenet1k-val":
         truth = imagenet.ground_truth(file.parent)
         folders = enumerate(truth.folders, 1)
@@ -245,9 +245,9 @@ def _sorting(file: Path, sort: str) -> _Sorting:
 
 
 def _sort(file: Path, sort: str, folder: Path, target: Path, options: GetOptions) -> str:
-    """Unpack images into class folders, move them to `target` if all are there, and return where the classes are from.
+    """Unpack images into class folders, move them to `target` if complete, and return the source of the classes.
 
-    What was unpacked before an interruption is used again, if it was of the same file and the same classes.
+    Images that were unpacked before an interruption are used if the file and the classes are the same.
     """
     sorting = _sorting(file, sort)
     status = file.stat()
@@ -258,7 +258,7 @@ def _sort(file: Path, sort: str, folder: Path, target: Path, options: GetOptions
     if absent := [path for path in sorting.paths.values() if path.rpartition("/")[2] not in names]:
         raise UserError(
             f"{file} holds {len(sorting.paths) - len(absent):,} of {len(sorting.paths):,} images (no "
-            f"{absent[0].rpartition('/')[2]}); it is another archive, or not complete"
+            f"{absent[0].rpartition('/')[2]}); it is a different archive, or incomplete"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     move_to(unpacked, target)
@@ -266,19 +266,19 @@ def _sort(file: Path, sort: str, folder: Path, target: Path, options: GetOptions
 
 
 def install_torchvision(dataset: Dataset, data_root: Path, options: GetOptions) -> str:
-    """Let torchvision unpack a dataset, from its declared archives or by its own download, and return what was done.
+    """Let torchvision unpack a dataset, from declared archives or its own download, and describe what was done.
 
-    torchvision verifies what it finds, and keeps it. A new dataset is made in a temporary folder, because torchvision
-    takes a partly unpacked one for a complete one.
+    torchvision verifies existing files and keeps them. A new dataset is created in a temporary folder, because
+    torchvision takes a partly unpacked dataset for a complete one.
     """
     from oodbench.data.loaders.torchvision import open_torchvision
 
     root = dataset.folder(data_root)
-    # Not DOWNLOADS / dataset.path: that of a set of the user's own is absolute, and would be the user's folder itself.
+    # Not DOWNLOADS / dataset.path: the path of a user's set is absolute, and would be the user's folder itself.
     folder = data_root / DOWNLOADS / f"torchvision-{hashlib.sha256(dataset.path.encode()).hexdigest()[:16]}"
     remarks, record = [], ""
     try:
-        with locked(folder / ".lock", f"another process gets what belongs at {root}; wait for it"):
+        with locked(folder / ".lock", f"another process installs {root}; wait for it"):
             is_new = not is_there(root)
             made = folder / "torchvision" if is_new else root
             shutil.rmtree(folder / "torchvision", ignore_errors=True)
@@ -306,7 +306,7 @@ def install_torchvision(dataset: Dataset, data_root: Path, options: GetOptions) 
 
 
 def torchvision_can_fetch(dataset: Dataset) -> bool:
-    """Return whether torchvision has a download for a dataset; its loader reports a name that it does not know."""
+    """Return whether torchvision can download a dataset; the loader reports an unknown name."""
     import torchvision.datasets
 
     kind = getattr(torchvision.datasets, dataset.source, None)

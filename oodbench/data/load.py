@@ -1,4 +1,4 @@
-"""Loading an image set by its declaration: the loader is called, derived sets are built, counts and classes checked."""
+"""Load an image set by its declaration: call its loader, build derived sets, and check counts and classes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How the image sets of a run are loaded.
+    """Options for loading image sets.
 
-    data_root      the folder below which the declared sets lie
-    strict         images are identified by the sha256 of their contents, also in result rows
-    limit          at most so many images of each set (see ImageSet.limit)
-    allow_partial  accept another number of images than the catalogue states; a limit does, too
+    data_root      the folder with the declared sets
+    strict         identify images by the sha256 of their contents, also in result rows
+    limit          maximum number of images per set (see ImageSet.limit)
+    allow_partial  accept a number of images that differs from the catalogue; a limit implies this
     """
 
     data_root: Path
@@ -53,9 +53,9 @@ class LoadOptions:
 
 
 def check_exist(references: Iterable[object]) -> None:
-    """Raise UserError for each `folder:PATH` that is not there, before anything that takes time.
+    """Raise UserError for each `folder:PATH` that does not exist, before any slow step.
 
-    Other names, and paths without `folder:`, are left to those who read them.
+    Other names, and paths without `folder:`, are checked when they are read.
     """
     problems = []
     for reference in references:
@@ -67,11 +67,11 @@ def check_exist(references: Iterable[object]) -> None:
 
 
 def load_images(dataset: Dataset, options: LoadOptions, *, labelled: bool) -> ImageSet:
-    """List the images of a dataset; none is decoded.
+    """List the images of a dataset without decoding them.
 
-    With `labelled`, for an ID set, every image needs a class; otherwise all images are taken and have the label -1.
-    Raises UserError when the dataset is missing or empty, when its number of images is wrong, or (labelled) when an
-    image has no class.
+    With `labelled`, for an ID set, every image needs a class; otherwise all images are taken, with the label -1.
+    Raises UserError if the dataset is missing or empty, if its number of images is wrong, or (labelled) if an image has
+    no class.
     """
     images = _load(dataset, options, labelled)
     if labelled:
@@ -84,26 +84,26 @@ def load_images(dataset: Dataset, options: LoadOptions, *, labelled: bool) -> Im
 
 
 def identified(images: ImageSet, store: Store, *, strict: bool = False) -> ImageSet:
-    """Return the images identified by content if that is wanted, or if the store is shared with other machines.
+    """Return the images identified by content if `strict`, or if the store is shared with other machines.
 
-    Result rows count the contents only with `strict`, so that a shared store does not change them.
+    Result rows depend on the contents only with `strict`, so that a shared store does not change them.
     """
     return images.by_content(store.local(), in_rows=strict) if strict or store.url else images
 
 
 def load_source(dataset: Dataset, data_root: Path, store: Store) -> ImageSource:
-    """Return what reads the images of a dataset that is not derived: for a process that received only its list."""
+    """Return the source of a dataset that is not derived, for a process that received only the list of its images."""
     return _load(dataset, LoadOptions(data_root, store), labelled=False).reader
 
 
 def _check_count(images: ImageSet, root: Path) -> None:
-    """Raise UserError unless there are as many images as the catalogue states; `root` is the data root."""
+    """Raise UserError unless the number of images is that of the catalogue; `root` is the data root."""
     dataset = images.dataset
     if dataset.count in (None, images.total):
         return
     fewer = images.total < (dataset.count or 0)
-    advice = "complete it, or run on what is there" if fewer else "take away what is not of it, or run on it all"
-    lacking = f" ({images.absent[0]} is not there)" if images.absent else ""
+    advice = "complete it, or use it as it is" if fewer else "remove the other images, or use all of them"
+    lacking = f" ({images.absent[0]} does not exist)" if images.absent else ""
     elsewhere = ""
     if dataset.declared and dataset.name in catalog.datasets():
         name = dataset.within or dataset.name
@@ -118,7 +118,7 @@ def _check_count(images: ImageSet, root: Path) -> None:
 
 
 def _load(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
-    """Return all images of a set; the sets that a derived one is made of are loaded completely."""
+    """Return all images of a set; the sources of a derived set are loaded completely."""
     complete = replace(options, limit=None, allow_partial=True)
     if dataset.within:
         by_class = dataset.list == "" or labelled
@@ -132,7 +132,7 @@ def _load(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
         looked = describe_looked(dataset, place, options.data_root)
         error = Missing(with_data_option(str(missing_error(dataset, place.looked[0], looked[1:])), options.data_root))
         if bound := bindings().get(dataset.name):
-            again = f"oodbench datasets locate {dataset.name} PATH binds another, --forget none"
+            again = f"oodbench datasets locate {dataset.name} PATH binds another place, --forget none"
             error = Missing(f"{error}\n  it is bound to {bound}: {again}")
         raise error
     images = _renamed(replace(_call_loader(place.dataset, options, labelled), dataset=place.dataset))
@@ -147,20 +147,20 @@ def _load(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
 
 
 def _renamed(images: ImageSet) -> ImageSet:
-    """Return images that are in no folder by the names that their declaration gives them, if it does (`rename`)."""
+    """Return images without folders under the names of their declaration, if it has any (`rename`)."""
     if not images.dataset.rename or any("/" in name for name in images.names):
         return images
     pattern, replacement = images.dataset.rename
     other = next((name for name in images.names if not re.fullmatch(pattern, name)), None)
     if other is not None:
         raise UserError(
-            f"dataset '{images.dataset.name}': {images.folder} is not the flattened set: {other} is none of its files"
+            f"dataset '{images.dataset.name}': {images.folder} is not the flattened set: it has no file {other}"
         )
     return renamed(images, [re.sub(pattern, replacement, name) for name in images.names])
 
 
 def _call_loader(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
-    """Call the dataset's loader, whose module and libraries are imported only now."""
+    """Import the module of the dataset's loader, and call it."""
     if dataset.loader == "glyphs":
         from oodbench.data.glyphs import loader as glyphs
 
@@ -175,7 +175,7 @@ def _call_loader(dataset: Dataset, options: LoadOptions, labelled: bool) -> Imag
 
 
 def _names_like(dataset: Dataset, data_root: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names that the dataset `like` gives to these class folders."""
+    """Return the names of these class folders in the dataset `like`."""
     other = catalog.dataset(dataset.like)
     names = prompts.class_names(other.classes).lines
     home = other.folder(data_root)
@@ -186,17 +186,17 @@ def _names_like(dataset: Dataset, data_root: Path, folders: tuple[str, ...]) -> 
         all_folders = sort_classes(path.name for path in paths if path.is_dir() and not is_hidden(path.name))
     if len(all_folders) != len(names) or not set(folders) <= set(all_folders):
         raise UserError(
-            f"dataset '{dataset.name}': its class names are those of '{other.name}' by folder, which takes all "
-            f"{len(names)} class folders at {home} ({len(all_folders)} there); empty ones will do"
+            f"dataset '{dataset.name}': its class names are those of '{other.name}' by folder, which needs all "
+            f"{len(names)} class folders at {home} ({len(all_folders)} exist); they may be empty"
         )
     name_of = dict(zip(all_folders, names, strict=True))
     return tuple(name_of[folder] for folder in folders)
 
 
 def class_names_of(id_set: ImageSet) -> TextList:
-    """Return the class names of an ID set: its class list, the names that its source has, or its class folders.
+    """Return the class names of an ID set: from its class list, its source or its class folders.
 
-    Raises UserError when there are only numbers, or when the list has another number of names than the set has classes.
+    Raises UserError if there are only numbers, or if the numbers of names and classes differ.
     """
     given = _given_names(id_set)
     if not id_set.dataset.clean_names:
@@ -205,7 +205,7 @@ def class_names_of(id_set: ImageSet) -> TextList:
 
 
 def _given_names(id_set: ImageSet) -> TextList:
-    """Return the class names of an ID set as they are given."""
+    """Return the class names of an ID set before conversion to words."""
     class_list = id_set.dataset.classes
     if not class_list and id_set.named:
         return TextList(f"of {id_set.dataset.like or id_set.dataset.within or 'the source'}", id_set.named)
@@ -229,9 +229,9 @@ def _given_names(id_set: ImageSet) -> TextList:
 
 
 def notes(images: ImageSet, classes: TextList | None = None) -> list[str]:
-    """Return what may mislead about a set, one sentence each; with `classes`, about an ID set's class names, too.
+    """Return observations that may mislead, one sentence each; with `classes`, also on the class names of an ID set.
 
-    Reads the first few images. Names of a shipped class list are not checked: they are those of the protocol.
+    This reads the first few images. Names of a shipped class list are not checked: they belong to the protocol.
     """
     remarks = list(images.remarks)
     if images.dataset.loader != "glyphs":
@@ -239,22 +239,22 @@ def notes(images: ImageSet, classes: TextList | None = None) -> list[str]:
     if classes and classes.name not in prompts.names("classes"):
         remarks += [*name_remarks(images, classes), *same_prompt_remarks(classes.lines)]
     depth = len(Path(images.dataset.path).parts)
-    data_root = (images.folder, *images.folder.parents)[depth:][:1]  # () for a place that is not below it
+    data_root = (images.folder, *images.folder.parents)[depth:][:1]  # () for a place outside of it
     undeclared = [message for root in data_root for message in undeclared_digests(images.dataset, root)]
     return [f"{images.dataset.name}: {message}" for message in (*(remark.message for remark in remarks), *undeclared)]
 
 
 def name_remarks(id_set: ImageSet, classes: TextList) -> list[Remark]:
-    """Return the class names that --clean-names made, all of them, or the remark that it is there."""
+    """Return a remark with the class names that --clean-names converted, or one that recommends it."""
     if id_set.dataset.clean_names:
         pairs = zip(classes.lines, _given_names(id_set).lines, strict=True)
         texts = [new if new == old else f"{new} ({old})" for new, old in pairs]
         return [Remark("class-names", f"class names as words: {', '.join(texts)}", len(texts))]
     cleaned = prompts.clean_names(classes.lines)
     pairs = zip(cleaned, classes.lines, strict=True)
-    # Case alone makes no difference: CLIP's tokenizer takes all texts in lower case.
+    # Case alone makes no difference: CLIP's tokenizer converts all texts to lower case.
     texts = [f"{old} as {new}" for new, old in pairs if new.lower() != old.lower()]
     if not texts:
         return []
-    message = f"{len(texts):,} class names are no words; --clean-names takes {first_few(texts)}"
+    message = f"{len(texts):,} class names are not words; --clean-names uses {first_few(texts)}"
     return [Remark("class-names", message, len(texts))]

@@ -1,4 +1,4 @@
-"""Binding a declared set to a place, after its images were listed there."""
+"""Bind a declared set to a place, after listing its images there."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from oodbench.storage.store import Store, default_root
 
 
 def check_place(dataset: Dataset, place: Path, data_root: Path, *, allow_partial: bool = False) -> ImageSet:
-    """Bind a set to a place and return its images. Raises UserError, and binds nothing, when they are not those."""
+    """Bind a set to a place and return its images. Raises UserError, without binding it, for other images."""
     found = places.find_place(dataset, data_root, place).dataset
     if found is None:
-        raise UserError(f"nothing of '{dataset.name}' is at {place}")
+        raise UserError(f"{place} has no images of '{dataset.name}'")
     options = LoadOptions(data_root, Store(default_root()), allow_partial=allow_partial)
     try:
         images = load_images(found, options, labelled=bool(dataset.classes))
@@ -27,7 +27,7 @@ def check_place(dataset: Dataset, place: Path, data_root: Path, *, allow_partial
 
 
 def describe_place(dataset: Dataset, data_root: Path) -> list[str]:
-    """Return where a run would read a set, and where it was looked for."""
+    """Return the place where a run would read a set, and the places where it was looked for."""
     place = places.find_place(dataset, data_root)
     bound = " (bound)" if dataset.name in places.bindings() else ""
     used = place.dataset.folder(data_root) if place.dataset else None

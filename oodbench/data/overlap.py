@@ -12,7 +12,7 @@ from oodbench.errors import UserError, raise_all
 
 
 def check_folders(id_set: ImageSet, ood: Sequence[ImageSet]) -> None:
-    """Raise UserError when ID and OOD share images, or when two OOD sets are the same folder."""
+    """Raise UserError if ID and OOD share images, or if two OOD sets are the same folder."""
     problems = []
     home = id_set.folder.resolve()
     seen: dict[Path, list[ImageSet]] = {}
@@ -34,17 +34,17 @@ def check_folders(id_set: ImageSet, ood: Sequence[ImageSet]) -> None:
 
 
 def check_calibration(id_set: ImageSet, calibration: ImageSet) -> None:
-    """Raise UserError when calibration images are images of the ID set, or have other classes."""
+    """Raise UserError if calibration images are images of the ID set, or have other classes."""
     if id_set.dataset.loader != "glyphs" and _nested(id_set, calibration) and _share_images(id_set, calibration):
         raise UserError(
             f"'{id_set.dataset.name}' and its calibration images '{calibration.dataset.name}' share images: "
-            "methods that calibrate would have seen the images that they are tested on"
+            "methods that calibrate would have seen their test images"
         )
     check_classes(id_set, calibration)
 
 
 def _nested(a: ImageSet, b: ImageSet) -> bool:
-    """Return whether a folder of one set is, contains or is inside a folder of the other."""
+    """Return whether a folder of one set equals, contains or is inside a folder of the other."""
     pairs = [(x, y) for x in _folders(a) for y in _folders(b)]
     return any(x == y or x in y.parents or y in x.parents for x, y in pairs)
 
@@ -61,7 +61,7 @@ def _folders(images: ImageSet) -> set[Path]:
 def _share_images(a: ImageSet, b: ImageSet) -> bool:
     """Return whether two sets in one place share images.
 
-    Sets that are folders contain all images below them; images of all others are compared by location.
+    Sets that are folders contain all images below them; images of other sets are compared by location.
     """
     if not any(
         images.dataset.loader in ("part", "union", "list") or isinstance(images.source, ContainerSource)
@@ -72,7 +72,7 @@ def _share_images(a: ImageSet, b: ImageSet) -> bool:
 
 
 def _locations(images: ImageSet) -> set[str]:
-    """Return where each image is stored, in the same form for every set."""
+    """Return the location of each image, in the same form for every set."""
     if images.dataset.loader == "union":
         return set().union(*(_locations(origin.source) for origin in images.origins))
     if isinstance(images.source, ContainerSource):

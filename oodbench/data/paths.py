@@ -1,6 +1,6 @@
 """Folders: those shipped with oodbench, the user's declarations, and the data.
 
-Shipped folders are inside the package in a wheel, one level above it in a checkout.
+Shipped folders are inside the package in a wheel, and next to it in a checkout.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def published() -> Path:
 
 
 def reference() -> Path | None:
-    """Return the folder of the project's own results on glyphs; None if it was not installed."""
+    """Return the folder of the project's results on glyphs; None if it was not installed."""
     here = Path(__file__).resolve().parents[1]
     folders = (here / "rows_of_glyphs", here.parent / "results" / "reference" / "glyphs")
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def config_folder() -> Path:
-    """Return the folder of the user's own declarations.
+    """Return the folder of the user's declarations.
 
     It is $OODBENCH_CONFIG, else $XDG_CONFIG_HOME/oodbench, else ~/.config/oodbench. A relative $XDG_CONFIG_HOME is
     ignored, as the XDG specification asks. Raises UserError when the user has no home folder.
@@ -54,7 +54,7 @@ def config_folder() -> Path:
     try:
         return Path.home() / ".config" / "oodbench"
     except RuntimeError as error:
-        raise UserError("this user has no home folder for declarations; name a folder by $OODBENCH_CONFIG") from error
+        raise UserError("this user has no home folder for declarations; name a folder with $OODBENCH_CONFIG") from error
 
 
 def config_folder_or_none() -> Path | None:
@@ -74,10 +74,10 @@ def data_root(given: Path | None) -> Path:
 
 
 def data_option(root: Path) -> str:
-    """Return ` --data ROOT` for a command that is printed; "" if the command takes that folder by itself."""
+    """Return ` --data ROOT` for a printed command; "" if ROOT is the default."""
     return "" if root == data_root(None) else f" --data {shlex.quote(str(root))}"
 
 
 def with_data_option(text: str, root: Path) -> str:
-    """Return a text in which every command that gets datasets names the folder of the datasets, if it has to."""
+    """Add the data folder to every `oodbench datasets get` command in a text, if it is not the default."""
     return _GET.sub(lambda found: found[0] + data_option(root), text)

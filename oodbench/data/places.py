@@ -1,7 +1,7 @@
-"""Where the images of a declared set are: at a place that the user bound to its name, or below the data root.
+"""The place of a declared set: the one that the user bound to its name, or one below the data root.
 
-Layouts are declared: `path` and `layouts` of datasets/*.toml, in the order in which they are looked for. Bindings are
-kept in places.toml of the config folder.
+Layouts are declared as `path` and `layouts` in datasets/*.toml, in the order in which they are tried. Bindings are
+stored in places.toml in the config folder.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from oodbench.data.paths import config_folder, config_folder_or_none
 from oodbench.errors import UserError, is_url
 from oodbench.storage.files import expand, read_text, write_text
 
-# Folders that released code keeps its data in: --data may name them or the checkout that has them.
+# Data folders of released code: --data may name them or the checkout that has them.
 _BELOW = ("", "data", "datasets")
 _FILE = "places.toml"
-_PATTERNS = ("tar", "parquet", "arrays")  # their paths may be patterns, or the loader reports them
+_PATTERNS = ("tar", "parquet", "arrays")  # their paths may be patterns; the loader reports missing files
 _NO_FOLDER = ("glyphs", "hf", "part", "union")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a set is.
+    """The place of a set.
 
     dataset  the set with the path of the layout that was found; None if none was
-    looked   all places that were looked for, in order
-    others   further places that hold something, not those above or below the one that is used
+    looked   all places that were tried, in order
+    others   further places that are not empty, except those above or below the one that is used
     """
 
     dataset: Dataset | None
@@ -42,10 +42,10 @@ class Place:
 
 
 def find_place(dataset: Dataset, data_root: Path, bound: Path | None = None) -> Place:
-    """Return where a set is: at its bound place alone, else below the data root; a set of the user's own has one path.
+    """Return the place of a set: the bound place if there is one, else below the data root; a user's set has one path.
 
-    bound  the place; by default, the one that the user bound to its name
-    The first place that exists and is no empty folder is used. Links to one place are one place.
+    bound  the bound place; by default, the one that the user bound to its name
+    The first place that exists and is not an empty folder is used. Links to one place count once.
     """
     bound = bound or bindings().get(dataset.name)
     fixed = (
@@ -70,7 +70,7 @@ def find_place(dataset: Dataset, data_root: Path, bound: Path | None = None) -> 
 
 
 def describe_looked(dataset: Dataset, place: Place, data_root: Path) -> list[str]:
-    """Return one line for each place that was looked for; folders of the same layouts are named once."""
+    """Return one line for each place that was tried; folders with the same layouts are named once."""
     direct = 1 + len(dataset.layouts)
     if dataset.layouts and len(place.looked) > direct and place.looked[0] == data_root / dataset.path:
         below = " and ".join(str(data_root / name) for name in _BELOW[1:])
@@ -80,7 +80,7 @@ def describe_looked(dataset: Dataset, place: Place, data_root: Path) -> list[str
 
 
 def find_list(dataset: Dataset, data_root: Path) -> Path:
-    """Return the list file of a set: below the data root, else near a bound place, gzipped or not; it may not exist."""
+    """Return the list file of a set, gzipped or not: below the data root, else near a bound place. It may not exist."""
     roots = [data_root / below for below in _BELOW]
     for bound in (bindings().get(dataset.name), bindings().get(dataset.within), dataset.folder(data_root)):
         roots += [bound, *list(bound.parents)[:3]] if bound else []
@@ -92,19 +92,19 @@ def find_list(dataset: Dataset, data_root: Path) -> Path:
 
 
 def bindings() -> dict[str, Path]:
-    """Return the places that the user bound, by the name of the set."""
+    """Return the bound places by the name of the set."""
     folder = config_folder_or_none()
     if folder is None or not (folder / _FILE).is_file():
         return {}
     try:
         bound = tomllib.loads(read_text(folder / _FILE, "the file of bound places"))
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{folder / _FILE}: {error}; mend it, or remove it and bind again") from error
+        raise UserError(f"{folder / _FILE}: {error}; repair it, or remove it and bind again") from error
     return {name: Path(str(path)) for name, path in bound.items()}
 
 
 def bind(name: str, path: Path | None) -> None:
-    """Bind the name of a set to a place, or forget its place (None)."""
+    """Bind the name of a set to a place, or remove its binding (None)."""
     bound = {**bindings(), name: path}
     lines = [
         f"{json.dumps(one)} = {json.dumps(str(to), ensure_ascii=False)}\n" for one, to in sorted(bound.items()) if to
@@ -113,28 +113,28 @@ def bind(name: str, path: Path | None) -> None:
     try:
         write_text(file, "".join(lines))
     except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}; name another folder by $OODBENCH_CONFIG") from error
+        raise UserError(f"cannot write {file}: {error.strerror}; name another folder with $OODBENCH_CONFIG") from error
 
 
 def bindable(name: str) -> Dataset:
-    """Return a set of the catalogue that can be bound. Raises UserError, with what to do, for another."""
+    """Return a set of the catalogue that can be bound. Raises UserError, with advice, for any other name."""
     if name in catalog.benchmarks() and name not in catalog.datasets():
         sets = [catalog.benchmarks()[name].id, *(one for one, _ in catalog.benchmarks()[name].sets())]
         raise UserError(f"'{name}' is a benchmark; bind its sets: " + _commands(sets))
     dataset = catalog.dataset(name)
     if sources := [one for one in (dataset.within, *dataset.parts) if one]:
-        raise UserError(f"'{dataset.name}' is made of other sets; bind them: {_commands(sources)}")
+        raise UserError(f"'{dataset.name}' consists of other sets; bind them: {_commands(sources)}")
     if dataset.loader in _NO_FOLDER or is_url(dataset.path):
         raise UserError(
             f"'{dataset.name}' has no place: it is {'embedded' if dataset.loader == 'glyphs' else 'remote'}"
         )
     if not dataset.declared or Path(dataset.path).is_absolute():
-        raise UserError(f"'{dataset.name}' is a set of your own, at {dataset.path}: it needs no other place")
+        raise UserError(f"'{dataset.name}' is your own set, at {dataset.path}: it needs no other place")
     return dataset
 
 
 def forgettable(name: str) -> str:
-    """Return the name of a set that is bound; an alias stands for it. Raises UserError if it is not."""
+    """Return the name of a bound set, given its name or alias. Raises UserError if it is not bound."""
     known = catalog.datasets()
     name = next((one.name for one in known.values() if name in one.aliases), name)
     if name not in bindings():
@@ -144,7 +144,7 @@ def forgettable(name: str) -> str:
 
 
 def absolute_place(path: str) -> Path:
-    """Return the absolute path of a place that exists; links stay, so that they can be pointed elsewhere."""
+    """Return the absolute path of an existing place, without resolving links, which may change later."""
     place = Path(os.path.abspath(expand(path)))
     if not place.exists():
         raise UserError(f"{place} does not exist")
@@ -158,7 +158,7 @@ def _commands(names: list[str]) -> str:
 def _candidates(dataset: Dataset, data_root: Path, bound: Path | None) -> Iterator[Path]:
     layouts = (dataset.path, *dataset.layouts)
     if bound:
-        for layout in layouts:  # a place may be bound that is above the images: ImageNet for ImageNet/val
+        for layout in layouts:  # the bound place may be above the images: ImageNet for ImageNet/val
             parts = PurePosixPath(layout).parts
             for k in (k for k, part in enumerate(parts) if part != "*"):
                 yield from _expanded(bound, "/".join(parts[k:]))
@@ -170,13 +170,13 @@ def _candidates(dataset: Dataset, data_root: Path, bound: Path | None) -> Iterat
 
 
 def _expanded(root: Path, layout: str) -> Iterator[Path]:
-    """Yield a path, or those that a pattern matches, and the pattern itself if there is none."""
+    """Yield a path, or the matches of a pattern, or the pattern itself if nothing matches."""
     matches = sorted(root.glob(layout)) if "*" in layout else []
     yield from matches or [root / layout]
 
 
 def _holds_something(path: Path) -> bool:
-    """Return whether a path is a file, or a folder that is not empty."""
+    """Return whether a path is a file or a nonempty folder."""
     try:
         if not os.path.isdir(path):
             return os.path.exists(path)

@@ -1,4 +1,4 @@
-"""Prompt templates and class names: text files of datasets/ by name, or files of the user's own."""
+"""Prompt templates and class names: text files of datasets/ by name, or files of the user."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TextList:
         return digest(list(self.lines))
 
     def card(self) -> dict[str, object]:
-        """Return name, count and digest, as they are stored in a result row."""
+        """Return name, count and digest for a result row."""
         return {"name": self.name, "count": len(self.lines), "digest": self.digest}
 
     def duplicates(self) -> list[str]:
@@ -57,10 +57,11 @@ def class_names(name: str) -> TextList:
 
 
 def clean_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return class names as words: `AnnualCrop` is `annual crop`, `golden_retriever` is `golden retriever`.
+    """Return class names as words: `annual crop` for `AnnualCrop`, `golden retriever` for `golden_retriever`.
 
-    Underscores, slashes and changes of case separate words. Words are in lower case; acronyms (`MRI`) stay, and so do
-    names with blanks that have none of these. A number or wnid before every name (`001.Albatross`) is left out.
+    Underscores, slashes and changes of case separate words. Words become lower case, except acronyms (`MRI`). Names
+    with blanks but without these separators are unchanged. A number or wnid before every name (`001.Albatross`) is
+    removed.
     """
     bare = [_NUMBER.sub("", name) for name in names]
     numbered = all(len(short) < len(name) for short, name in zip(bare, names, strict=True))
@@ -78,7 +79,7 @@ def _as_words(name: str) -> str:
     """Return one name as words."""
     text = re.sub(r"[_/]+", " ", name)
     pairs = zip(text, text[1:], f"{text[2:]} ", strict=False)
-    # A word begins at a capital after a small letter (`sea|Lake`), and at the last capital of several (`MRI|Scan`).
+    # A word begins at a capital after a lower-case letter (`sea|Lake`), and at the last of several (`MRI|Scan`).
     ends = [i for i, (a, b, c) in enumerate(pairs, 1) if b.isupper() and (a.islower() or (a.isupper() and c.islower()))]
     parts = [text[start:end] for start, end in zip([0, *ends], [*ends, None], strict=True)]
     words = " ".join(parts).split()
@@ -93,7 +94,7 @@ def names(kind: str) -> list[str]:
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the lines of a text. Unlike str.splitlines, it does not split at form feeds, U+0085 and U+2028."""
+    """Return the lines of a text. Unlike str.splitlines, do not split at form feeds, U+0085 or U+2028."""
     parts = re.split(r"\r\n|\n|\r", text)
     return parts[:-1] if parts[-1] == "" else parts
 

@@ -1,6 +1,6 @@
-"""Trained weights and word lists that authors released, declared in datasets/weights and datasets/words.
+"""Trained weights and word lists released by authors, declared in datasets/weights and datasets/words.
 
-A release is in DATA/weights/NAME or DATA/words/NAME, DATA being the folder of the datasets.
+A release is stored in DATA/weights/NAME or DATA/words/NAME, where DATA is the folder of the datasets.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from oodbench.storage.files import atomic_write, expand, write_text
 from oodbench.storage.store import file_digest
 
 KINDS = ("weights", "words")
-RECORD = "SHA256SUMS"  # digests of the files as they were got, in the format of sha256sum
+RECORD = "SHA256SUMS"  # digests of the files when they were fetched, in the format of sha256sum
 _CHECKPOINTS = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
-_PART = ".part"  # folder of a download from Google Drive that is not complete
+_PART = ".part"  # folder of an incomplete download from Google Drive
 
-StartProgress = Callable[[str, int], Callable[[int], None]]  # as of download()
+StartProgress = Callable[[str, int], Callable[[int], None]]  # as in download()
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Release:
     """Files that the authors of a method released.
 
     kind        "weights" or "words"
-    method      the method that they belong to
-    page        where they were released
-    source      what was read: it states the address, and the size and the digest where they are known
-    encoder     of weights: the encoder that they were trained for
-    repeat      of weights: the number of the training, 0 if there is one
-    parameters  of weights: hyper-parameters of the method that they belong to; others may differ
-    unread      why oodbench cannot read them, ""
-    address     the folder of `files`
-    files       name -> {size, sha256} of every file that can be fetched by a plain request
-    drive       the page in Google Drive, of a file or of a folder with one checkpoint, if there is no `address`
+    method      the method that uses them
+    page        the page of the release
+    source      the source of the address, and of the size and digest if known
+    encoder     for weights: the encoder that they were trained for
+    repeat      for weights: the number of the training, 0 if there is only one
+    parameters  for weights: hyper-parameters of the method that must have these values
+    unread      why oodbench cannot read them, "" if it can
+    address     the URL of the folder with `files`
+    files       name -> {size, sha256} of every file that can be downloaded automatically
+    drive       the Google Drive page of a file, or of a folder with one checkpoint, if there is no `address`
     """
 
     name: str
@@ -63,13 +63,13 @@ class Release:
     drive: str = ""
 
     def folder(self, root: Path) -> Path:
-        """Return the folder that holds the files on this machine."""
+        """Return the local folder of the files."""
         return root / self.kind / self.name
 
     def path(self, root: Path) -> Path | None:
-        """Return the file that was got, or the folder of several; None if it is not complete.
+        """Return the local file, or the folder of several; None if it is not complete.
 
-        Raises UserError if it is one checkpoint of any name, and the folder holds several.
+        Raises UserError if the release is one checkpoint with any name, but the folder has several.
         """
         folder = self.folder(root)
         if self.files:
@@ -82,14 +82,14 @@ class Release:
         return found[0] if found else None
 
     def command(self, root: Path) -> str:
-        """Return the command that gets it; the first release of a method is got by the name of the method."""
+        """Return the command that gets the release; the first release of a method has the name of the method."""
         first = release(self.kind, self.method) is self
         return f"oodbench get {self.kind} {self.method if first else self.name}{data_option(root)}"
 
 
 @functools.cache
 def releases(kind: str) -> dict[str, Release]:
-    """Return everything that is declared of a kind, by name; the repeats of a training in their order."""
+    """Return all declared releases of a kind by name, with repeated trainings in order."""
     return {
         path.stem: Release(name=path.stem, kind=kind, **tomllib.loads(path.read_text(encoding="utf-8")))
         for path in sorted((declarations() / kind).glob("*.toml"), key=lambda path: path.stem)
@@ -97,7 +97,7 @@ def releases(kind: str) -> dict[str, Release]:
 
 
 def releases_of(method: str, parameters: Mapping[str, Any] | None = None) -> list[Release]:
-    """Return the released weights of a method; only those that have its hyper-parameters, if these are given."""
+    """Return the released weights of a method; with `parameters`, only those that match."""
     found = [release for release in releases("weights").values() if release.method == method]
     if parameters is None:
         return found
@@ -105,7 +105,7 @@ def releases_of(method: str, parameters: Mapping[str, Any] | None = None) -> lis
 
 
 def release(kind: str, name: str) -> Release:
-    """Return a release by its name, or the first one of a method. Raise UserError if there is none."""
+    """Return a release by name, or the first release of a method. Raise UserError if there is none."""
     known = releases(kind)
     found = known.get(name) or next((one for one in known.values() if one.method == name), None)
     if found is None:
@@ -121,11 +121,11 @@ def fetch_release(
     watch: StartProgress = lambda what, total: lambda n: None,
     retry: RetryPolicy | None = None,
 ) -> Path:
-    """Fetch a release below the folder of the datasets unless it is there, and return its path.
+    """Fetch a release to the folder of the datasets unless it exists, and return its path.
 
-    `given` is a file or folder that the user has: it is copied instead. Every file is checked: by the declared digest,
-    else by that of its first get. Raises Missing with what the user has to do if it cannot be fetched, and UserError if
-    that fails or a file is not what it was.
+    `given` is a file or folder of the user, which is copied instead. Every file is verified by the declared digest,
+    else by the digest that was recorded at the first fetch. Raises Missing with instructions if it cannot be downloaded
+    automatically, and UserError if fetching fails or a file changed.
     """
     folder = wanted.folder(root)
     try:
@@ -145,7 +145,7 @@ def fetch_release(
 
 
 def instructions(wanted: Release, root: Path) -> str:
-    """Return how a checkpoint in Google Drive is got by hand."""
+    """Return instructions for getting a checkpoint from Google Drive by hand."""
     return (
         f"open {wanted.drive}\n  download the checkpoint of {wanted.title}\n"
         f"  and put it in {wanted.folder(root)}, or: {wanted.command(root)} --from FILE"
@@ -153,7 +153,7 @@ def instructions(wanted: Release, root: Path) -> str:
 
 
 def _copy(wanted: Release, given: Path, root: Path) -> None:
-    """Copy a file, or the files of a folder, that the user has."""
+    """Copy a file, or the files of a folder, of the user."""
     if wanted.files:
         if not given.is_dir() and len(wanted.files) > 1:
             raise UserError(f"--from {given}: name the folder that holds {', '.join(list(wanted.files)[:3])}, ...")
@@ -168,14 +168,14 @@ def _copy(wanted: Release, given: Path, root: Path) -> None:
         _check_content(wanted, root, path, name)
     present = None if wanted.files else wanted.path(root)
     if present and (present.name, file_digest(present)) != (given.name, file_digest(given)):
-        raise UserError(f"--from {given}: {present} is there, and is another file; remove it first")
+        raise UserError(f"--from {given}: {present} exists and is another file; remove it first")
     for name, path in paths.items():
         with atomic_write(wanted.folder(root) / name) as partial:
             shutil.copyfile(path, partial)
 
 
 def _fetch_from_drive(wanted: Release, root: Path, watch: StartProgress) -> None:
-    """Fetch the one checkpoint of a folder of Google Drive, or a file, with gdown; what was received is kept."""
+    """Fetch a file, or the only checkpoint of a folder, from Google Drive with gdown; partial downloads are kept."""
     try:
         import gdown
     except ImportError:
@@ -204,8 +204,8 @@ def _fetch_from_drive(wanted: Release, root: Path, watch: StartProgress) -> None
         path = Path(gdown.download(id=number, output=target, **options))
     except UserError:
         raise
-    except Exception as error:  # of the network, or gdown's own: a quota, a page that has changed
-        if isinstance(error, OSError) and error.errno:  # of the disk
+    except Exception as error:  # of the network, or of gdown: a quota, a changed page
+        if isinstance(error, OSError) and error.errno:  # a disk error
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -233,14 +233,14 @@ def _check_content(wanted: Release, root: Path, path: Path, name: str) -> None:
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """Return the sha256 of each file of a release as it was got."""
+    """Return the recorded sha256 of each file of a release."""
     record = folder / RECORD
     lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
     return {name: known for known, _, name in (line.partition("  ") for line in lines)}
 
 
 def _check_digests(wanted: Release, root: Path, path: Path) -> None:
-    """Compare the digest of every file with the declared one, else with the recorded one, which is written if new."""
+    """Compare the digest of every file with the declared one, else with the recorded one; record new files."""
     folder = wanted.folder(root)
     record = folder / RECORD
     expected = _recorded(folder)

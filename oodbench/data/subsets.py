@@ -1,6 +1,6 @@
 """Image sets derived from others: a subset of one (by image list or by classes), or the union of several.
 
-A derived set records which rows of which source its images are, so that stored embeddings of the sources are used.
+A derived set records the source rows of its images, so that stored embeddings of the sources can be used.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def subset(dataset: Dataset, source: ImageSet, data_root: Path, labelled: bool) -> ImageSet:
-    """Return the images of `source` that an image list names, in the list's order, or those of the classes kept.
+    """Return the images of `source` in an image list, in the list's order, or those of the classes kept.
 
-    Raises UserError when a class does not exist, when labels of list and folders differ, or when no image is left.
+    Raises UserError if a class does not exist, if labels of list and folders differ, or if no image is left.
     """
     if dataset.list:
         return _by_list(dataset, source, declared_list(dataset, data_root), labelled)
@@ -36,7 +36,7 @@ def subset(dataset: Dataset, source: ImageSet, data_root: Path, labelled: bool) 
 
 
 def union(dataset: Dataset, parts: Sequence[ImageSet]) -> ImageSet:
-    """Return several sets as one, in order. Raises UserError when they have different numbers of classes."""
+    """Return several sets as one, in order. Raises UserError if they have different numbers of classes."""
     if len({len(part.folders) for part in parts}) > 1:
         counts = ", ".join(f"{part.dataset.name} {len(part.folders)}" for part in parts)
         raise UserError(f"dataset '{dataset.name}': its parts differ in classes: {counts}")
@@ -110,7 +110,7 @@ def kept_classes(dataset: Dataset, source: ImageSet, data_root: Path) -> list[in
     if dataset.keep_file:
         path = data_root / dataset.keep_file
         if not path.is_file():
-            raise Missing(f"dataset '{dataset.name}': its class file {path} is not there\n  {dataset.obtain}")
+            raise Missing(f"dataset '{dataset.name}': its class file {path} does not exist\n  {dataset.obtain}")
         try:
             wanted += [line.split()[0] for line in split_lines(path.read_text(encoding="utf-8-sig")) if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
@@ -141,7 +141,7 @@ def kept_classes(dataset: Dataset, source: ImageSet, data_root: Path) -> list[in
 
 
 def _class_range(dataset: Dataset, source: ImageSet, first: str, last: str) -> range:
-    """Return the class numbers of `first-last`; both are class folders where folders are numbers, else indices."""
+    """Return the class numbers of `first-last`: class folders if these are numbers, else indices."""
     is_folder = [end in source.folders for end in (first, last)]
     if any(is_folder) and not all(is_folder):
         lacking = last if is_folder[0] else first
@@ -149,13 +149,13 @@ def _class_range(dataset: Dataset, source: ImageSet, first: str, last: str) -> r
     start, end = (source.folders.index(text) if is_folder[0] else int(text) for text in (first, last))
     if start > end:
         raise UserError(
-            f"dataset '{dataset.name}': {first}-{last} is no range of classes; the first comes after the last"
+            f"dataset '{dataset.name}': {first}-{last} is not a range of classes: the first comes after the last"
         )
     return range(start, end + 1)
 
 
 def _by_list(dataset: Dataset, source: ImageSet, image_list: ImageList, labelled: bool) -> ImageSet:
-    """Return the images that a list names, wherever the list's paths start from."""
+    """Return the images in a list; the root of the list's paths does not matter."""
     found = find_rows(dataset, source, image_list)
     repeated = [row for row, count in Counter(found).items() if row is not None and count > 1]
     if repeated:
@@ -194,11 +194,11 @@ def _by_list(dataset: Dataset, source: ImageSet, image_list: ImageList, labelled
 
 
 def find_rows(dataset: Dataset, source: ImageSet, image_list: ImageList) -> list[int | None]:
-    """Return the row in the source of each name of a list, None where it has no such image.
+    """Return the source row of each name in a list, None if the source has no such image.
 
-    A name of the list ends with an image's complete path below the source's root. If that finds no image at all, the
-    paths start elsewhere (ImageNet's lists have no class folders): then the image's path ends with the part of the
-    list's path in which the list's folders differ.
+    A name in the list ends with an image's complete path below the source's root. If no name does, the paths have
+    another root (ImageNet's lists have no class folders): then the image's path ends with the part of the list's path
+    in which the list's folders differ.
     """
     row_of = {name: i for i, name in enumerate(source.names)}
     parts = [PurePosixPath(name).parts for name in image_list.names]
@@ -218,11 +218,11 @@ def find_rows(dataset: Dataset, source: ImageSet, image_list: ImageList) -> list
                 ambiguous.add(tail)
     if not ambiguous.isdisjoint(tails):
         raise UserError(
-            f"dataset '{dataset.name}': files of '{source.dataset.name}' share names; a list cannot tell them"
+            f"dataset '{dataset.name}': files of '{source.dataset.name}' share names; a list cannot distinguish them"
         )
     return [row_of_tail.get(tail) for tail in tails]
 
 
 def _remarks_on_images(source: ImageSet) -> tuple[Remark, ...]:
-    """Return the remarks that hold for a subset, too; which of its classes have no image is determined again."""
+    """Return the remarks that also hold for a subset; the remark on empty classes is computed again."""
     return tuple(remark for remark in source.remarks if remark.kind != "empty-class")

@@ -120,7 +120,7 @@ class Detector(OutlierEstimator):
         settings    hyper-parameters of the method, by name
         weights     file of trained weights, for methods that need one; the embedded encoder has its own
         templates   as in `--templates`; "" is the method's own prompts
-        tpr         fraction of new ID images that the threshold should accept, above 0 and up to 1; None sets none
+        tpr         fraction of new ID images that the threshold should accept, above 0 and up to 1; None: no threshold
         threshold   the threshold itself, instead of `tpr`
         device      as in `--device`: "auto", "cpu", "cuda:1", ...
         precision   of the encoder: "fp32", "bf16" or "fp16"
@@ -181,15 +181,15 @@ class Detector(OutlierEstimator):
     def fit(self, images: Images = None, y: object = None, validation: Images = None) -> Detector:
         """Fit the method, and set the threshold that accepts the fraction `tpr` of new ID images.
 
-        A method that calibrates is fitted on `images` without a held-out part, which sets the threshold: a quarter,
-        drawn with the seed, or as many as `tpr` needs at least (19 for 0.95), but at most half. With `validation` it is
-        fitted on all of `images`, as in `oodbench run`. Other methods learn nothing from images: `validation`, or else
+        A method that calibrates is fitted on `images` except a held-out part, which sets the threshold: a quarter,
+        drawn with the seed, or as many as `tpr` needs (19 for 0.95), but at most half. With `validation` it is fitted
+        on all of `images`, as in `oodbench run`. Other methods learn nothing from images: `validation`, or else
         `images`, only set the threshold. A warning is logged if there are too few images for `tpr`.
 
         Arguments:
             images      n ID images; None sets no threshold
-            y           [n] class of each image, of which the held-out part has the same fractions; methods that read
-                        labels take class names or their numbers, and need it; not read otherwise
+            y           [n] class of each image, by which the held-out part is stratified; methods that read labels
+                        require it, as class names or their numbers
             validation  other ID images, which set the threshold
         Returns:
             The detector itself.
@@ -300,7 +300,7 @@ class Detector(OutlierEstimator):
 
     def fit_predict(self, images: Images, y: object = None) -> npt.NDArray[np.int64]:
         """Return fit(images, y).predict(images), [n]; images that the method is fitted on score too high."""
-        images = list(images) if isinstance(images, Iterator) else images  # it is read twice
+        images = list(images) if isinstance(images, Iterator) else images  # read twice
         return self.fit(images, y).predict(images)
 
     def classify(self, images: Images) -> npt.NDArray[np.object_]:
@@ -325,7 +325,7 @@ class Detector(OutlierEstimator):
         return self._threshold()
 
     def save(self, folder: str | Path, *, with_encoder: bool = False) -> Path:
-        """Write the fitted detector to a folder; a saved detector that is there is replaced.
+        """Write the fitted detector to a folder, replacing a detector that was saved there.
 
         Arguments:
             folder        where to write
@@ -344,7 +344,7 @@ class Detector(OutlierEstimator):
         """Load a saved detector; on the same machine its scores are the same to the last digit.
 
         Arguments:
-            folder   what save() wrote
+            folder   folder that save() wrote
             changes  parameters of this machine, not of the method: device, workers, store, shared, keep, on_error,
                      plugins, and `encoder` if the file of its weights is elsewhere
         Returns:

@@ -1,4 +1,4 @@
-"""One method on images that belong to no benchmark, with the same plan, task and scorer as a run."""
+"""Score images outside a benchmark with one method, using the same plan, task and scorer as a run."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def job_of(request: RunRequest, classes: TextList, store: DetectorStore) -> tupl
 
 
 def with_labels(images: ImageSet, labels: Sequence[Any], classes: TextList) -> ImageSet:
-    """Return images with the classes that `labels` give, by name or number; raise UserError for one that is none."""
+    """Return images with the classes that `labels` give, by name or number; raise UserError for an unknown class."""
     number = {name: i for i, name in enumerate(classes.lines)}
     wrong = [
         one for one in labels if one not in number and not (isinstance(one, int) and 0 <= one < len(classes.lines))
     ]
     if wrong:
-        raise UserError(f"y holds {wrong[0]!r}, which is no class name, nor a number below {len(classes.lines)}")
+        raise UserError(f"y holds {wrong[0]!r}, which is neither a class name nor a number below {len(classes.lines)}")
     if (repeated := classes.duplicates()) and any(isinstance(one, str) for one in labels):
         raise UserError(f"{len(repeated)} class names occur twice; give y as the numbers of the classes")
     indices = np.array([number.get(one, one) for one in labels], np.int64)
@@ -111,16 +111,16 @@ def text_list(classes: Any) -> TextList:
     names = tuple(classes) if classes is not None else ()
     for name in names:
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"classes holds {name!r}, which is no name; {how}")
+            raise UserError(f"classes holds {name!r}, which is not a name; {how}")
     if not names:
         raise UserError(f"no class names were given; {how}")
     return TextList("given", tuple(map(str, names)))
 
 
 class Engine:
-    """A method, fitted at its first use, and all that it reads.
+    """A method, fitted at its first use, with its inputs.
 
-    facts   which images it was calibrated on and which set the threshold; None if there were none
+    facts   number and digest of the images that calibrated it and of those that set the threshold; None for none
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Engine:
             scores = np.concatenate([part.scores for part in self.scored(images)])
         valid = scores[~np.isnan(scores)]
         if not len(valid):
-            raise UserError(f"not one of the {len(images)} images that are to set the threshold can be read")
+            raise UserError(f"none of the {len(images)} images for the threshold can be read")
         limit = threshold(valid, tpr)
         self.facts["threshold"] = {**_facts(images), "read": len(valid), "tpr": tpr, "value": limit}
         return limit

@@ -34,7 +34,7 @@ class Verdict:
     """The result of one method for an image.
 
     percentile  percentage of the stored ID scores that are at most this score; None without stored scores
-    accepted    the paper's own decision; None for a method that only ranks
+    accepted    the decision by the paper's rule; None for a method that only ranks
     details     lists of (name, value) from the method's explain()
     error       why score() or explain() failed, or ""
     """
@@ -104,7 +104,7 @@ def explain(request: RunRequest, images: Any, top: int = 5, watch: Watch | None 
 
 
 def id_scores(plan: Plan) -> tuple[dict[str, npt.NDArray[np.float64]], list[str]]:
-    """Return the sorted ID scores of the newest matching results, by method, and why files cannot be read."""
+    """Return the sorted ID scores of the newest matching results, by method, and the errors of unreadable files."""
     newest: dict[str, tuple[str, Any]] = {}
     jobs = {job.label: job for job in plan.jobs}
     rows = result.rows(plan.request.out) if plan.request.out.is_dir() else ()
@@ -152,7 +152,6 @@ def _same(row: result.Result, job: Job, plan: Plan) -> bool:
 def _verdict(
     scorer: Scorer, one: FittedMethod, part: EmbeddedSet, known: npt.NDArray[np.float64] | None, top: int
 ) -> Verdict:
-
     if one.error:
         return Verdict(one.job.label, math.nan, "", None, None, {}, one.error)
     try:
@@ -171,7 +170,7 @@ def _verdict(
 def _explain(
     scorer: Scorer, one: FittedMethod, batch: Any
 ) -> tuple[dict[str, list[tuple[str, float]]], bool | None, str]:
-    """Return the method's own explanation and decision, or why they failed, which does not affect the score."""
+    """Return the method's explanation and decision, or why they failed, which does not affect the score."""
     import torch
 
     needs, task = one.method.needs, scorer.task.for_method(one.method.needs, one.resources)
@@ -181,7 +180,7 @@ def _explain(
             accepted = one.method.decide(batch.for_method(needs), task, one.state)
         details = {str(what): [(str(name), float(value)) for name, value in pairs] for what, pairs in explained.items()}
         return details, None if accepted is None else bool(accepted[0]), ""
-    except Exception as error:  # of a method of the user's own
+    except Exception as error:  # of a user's method
         return {}, None, f"explain() or decide() raised {type(error).__name__}: {error}"
 
 

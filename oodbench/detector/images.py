@@ -1,4 +1,4 @@
-"""Images as users give them (a folder, files, PIL images, arrays), as an ImageSet that the engine reads."""
+"""Convert the images that users give (a folder, files, PIL images, arrays) to an ImageSet."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
             return _load(catalogue.dataset(images), store, data)
         images = [images]
     elif isinstance(images, Set | Mapping):
-        raise UserError(f"a {type(images).__name__} gives images no order; give a list of them")
+        raise UserError(f"a {type(images).__name__} has no order; give a list of images")
     elif _is_array(images) and images.ndim in (2, 3) and images.dtype.kind not in "OSU":
         images = [images]  # [height width] or [height width channels]; several are [n height width channels]
     elif isinstance(images, bytes) or not isinstance(images, Iterable) or _is_pil(images):
@@ -78,7 +78,7 @@ def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
 
 
 def notes(classes: TextList, *images: ImageSet) -> list[str]:
-    """Return warnings about class names and images, one sentence each, as a run prints them."""
+    """Return warnings about class names and images, one sentence each, as in a run."""
     own = classes.name not in prompts.names("classes")
     warnings = [finding.message for finding in same_prompt_remarks(classes.lines)] if own else []
     return list(dict.fromkeys([*warnings, *(note for each in images for note in load.notes(each))]))
@@ -97,7 +97,7 @@ def _path(given: Any) -> Path:
     """Return a path of the user's; raise UserError for one that no file can have."""
     text = os.fspath(given)
     if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise UserError(f"{given!r} is no path of an image; give {_KINDS}")
+        raise UserError(f"{given!r} is not the path of an image; give {_KINDS}")
     return expand(Path(text))
 
 
@@ -149,7 +149,7 @@ def _image(one: Any, number: int) -> Image:
         if one.mode.partition(";")[0] in _WIDE:
             raise UserError(f"image {number} is a PIL image of mode {one.mode}; give one of 8 bits a channel")
         try:
-            one.load()  # now, for threads may share it
+            one.load()  # now, because threads may share it
         except Exception as error:  # Pillow raises many kinds
             raise UserError(f"image {number} cannot be read: {describe_error(error)}") from error
         return one

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INPUTS = {"image": "string", "bytes": "binary"}
 OUTPUTS = {"score": "double", "class": "string", "decision": "long"}
-# Parameters of the machine, which MLflow's model_config changes; by default no embedding is stored.
+# Parameters of the machine, which MLflow's model_config can change; by default no embedding is stored.
 MACHINE_DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "workers": 0,
@@ -106,4 +106,4 @@ def _image(row: Mapping[str, Any]) -> Any:
     try:
         return decode(content)
     except Exception as error:  # Pillow raises many kinds
-        raise UserError(f"bytes that are no image: {error}") from error
+        raise UserError(f"the bytes are not an image: {error}") from error

@@ -33,7 +33,7 @@ def model_of(path: Path, classes: str = "", encoder: str = "") -> Model:
     Arguments:
         path     folder of a detector, or file of weights
         classes  default class names for weights: the name of a list, or a file; a detector has its own
-        encoder  file of the encoder's weights, if it is not where it was at the training or fit
+        encoder  file of the encoder's weights, if it was moved since the training or fit
     """
     if path.is_dir():
         return _detector(path, classes, encoder)
@@ -67,7 +67,7 @@ def _weights(path: Path, classes: str, encoder: str) -> Model:
             f"{path} was not written by oodbench train; register a detector that uses it: "
             f"oodbench score IMAGES --method METHOD --classes FILE --weights {path} --save FOLDER"
         )
-    trained_for = tuple(recipe.get("class_names", ()))  # of a few-shot method, which knows no others
+    trained_for = tuple(recipe.get("class_names", ()))  # of a few-shot method, whose class names are fixed
     names = text_list(classes).lines if classes else trained_for
     if trained_for and names != trained_for:
         raise UserError(
@@ -91,7 +91,7 @@ def _weights(path: Path, classes: str, encoder: str) -> Model:
 
 
 def _model(path: Path, facts: Mapping[str, str], recipe: Mapping[str, Any], encoder: str) -> Model:
-    """Return what both kinds of models have in common."""
+    """Return a model with the fields that both kinds have in common."""
     tags = {name: value for name, value in facts.items() if value}
     params = {name: str(value) for name, value in flatten(recipe["parameters"]).items()}
     return Model(

@@ -1,10 +1,10 @@
-"""Saving and loading a detector: one folder with its recipe, its state and all that its scores need.
+"""Saving and loading a detector: one folder with its recipe, its state and everything else that its scores depend on.
 
 detector.json       the recipe, a digest of every other file, and its own digest; all are verified when it is loaded
-learnt.safetensors  the tensors of what fit() returned. If that is more than tensors and plain values, weights/ and
-                    store/ hold what fit() reads, and it is called again
+learnt.safetensors  the tensors of the state. If the state is more than tensors and plain values, weights/ and store/
+                    have the inputs of fit() instead, and it is called again
 prompts/            the templates
-store/              class vectors (and what Task.cached() stored), as entries of the store
+store/              class vectors (and tensors of Task.cached()), as entries of the store
 encoder/            the encoder's weights, if requested, and its tokenizer if it is a folder
 """
 
@@ -41,14 +41,14 @@ FORMAT = 1
 RECIPE = "detector.json"
 STATE = "learnt.safetensors"
 TOKENIZER = "encoder/tokenizer"
-SAVED = "(saved)"  # the parameter `weights` of a loaded detector, whose folder holds what fit() returned
+SAVED = "(saved)"  # the parameter `weights` of a loaded detector, whose folder has the state
 _MACHINE = ("device", "workers", "store", "shared", "keep", "plugins", "weights")  # parameters that are not saved
 _CHANGEABLE = ("device", "workers", "store", "shared", "keep", "on_error", "plugins", "encoder")
 
 
 @dataclass(frozen=True)
 class FittedDetector:
-    """A fitted detector, as save() takes it."""
+    """A fitted detector, the argument of save()."""
 
     engine: Engine
     params: dict[str, Any]
@@ -108,7 +108,7 @@ def read(folder: Path) -> SavedDetector:
     path = folder / RECIPE
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         recipe = json.loads(path.read_text(encoding="utf-8"))
         stated = recipe.pop("digest")
         sound = stated == digest(recipe)
@@ -157,7 +157,7 @@ def _recipe(fitted: FittedDetector, folder: Path, with_encoder: bool) -> dict[st
     plain = {name: value for name, value in fitted.params.items() if name not in _MACHINE}
     plain |= {"classes": list(plan.classes.lines), "settings": dict(fitted.params["settings"] or {}) or None}
     parameters = {name: value for name, value in job.parameters.items() if name not in texts}
-    threshold_images = fitted.engine.facts["threshold"]  # unless another threshold was given since
+    threshold_images = fitted.engine.facts["threshold"]  # not used if the threshold was changed since
     return {
         "format": FORMAT,
         "method": job.info.name,
@@ -207,19 +207,19 @@ def _write_state(engine: Engine, folder: Path) -> Any:
 
 
 def _plain(card: Any) -> dict[str, Any]:
-    """Return a dataclass as JSON would hold it."""
+    """Return a dataclass as it is after a JSON round trip."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(card)))
     return plain
 
 
 def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments as JSON would hold them, paths as text."""
+    """Return arguments as they are after a JSON round trip, paths as text."""
     plain: dict[str, Any] = json.loads(json.dumps(params, default=os.fspath))
     return plain
 
 
 def parameters(saved: SavedDetector, changes: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """Return the constructor's arguments with changes; raise UserError for what cannot be changed, or is not known."""
+    """Return the constructor's arguments with changes; raise UserError for unknown or fixed ones."""
     for name in changes:
         if name not in _CHANGEABLE:
             raise UserError(f"'{name}' of a saved detector cannot be changed{did_you_mean(name, _CHANGEABLE)}")
@@ -235,7 +235,7 @@ def parameters(saved: SavedDetector, changes: Mapping[str, Any], known: Collecti
 
 
 def saved_store(saved: SavedDetector) -> Store:
-    """Return the entries of the store that were saved."""
+    """Return the store in the folder of a saved detector."""
     return Store(saved.folder / "store")
 
 
@@ -258,8 +258,8 @@ def load_engine(saved: SavedDetector, request: RunRequest, store: DetectorStore)
     threshold_images = _threshold_images(saved)
     if threshold_images and threshold_images.get("learnt_from"):
         log.warning(
-            "the threshold of the detector in %s was set on images that it learnt from, and rejects more new ID images "
-            "than it promises; fit and save it again",
+            "the threshold of the detector in %s was set on images that it was fitted on, and rejects more new ID "
+            "images than `tpr` says; fit and save it again",
             saved.folder,
         )
     texts = {name: str(saved.folder / file) for name, file in recipe["prompts"].items()}
@@ -287,7 +287,7 @@ def load_engine(saved: SavedDetector, request: RunRequest, store: DetectorStore)
 
 
 def _threshold_images(saved: SavedDetector) -> dict[str, Any] | None:
-    """Return the images that set the threshold; older folders do not name them: they are the calibration images."""
+    """Return the images that set the threshold; older folders do not name them, and used the calibration images."""
     recipe = saved.recipe
     given = recipe["threshold"] is None or saved.params.get("threshold") is not None
     if "threshold_images" in recipe or given or not recipe["calibration"]:
@@ -300,7 +300,7 @@ def _newer(saved: SavedDetector, what: str) -> UserError:
     made, here = saved.recipe["versions"].get("oodbench", "unknown"), versions()["oodbench"]
     return UserError(
         f"the detector in {saved.folder} names {what} that this oodbench ({here}) does not know; it was saved by "
-        f"{made}: use that, or fit and save it again"
+        f"{made}: use that version, or fit and save it again"
     )
 
 

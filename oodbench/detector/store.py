@@ -1,4 +1,4 @@
-"""The store of a detector: entries saved with it are read first, and embeddings are stored only if `keep` is set."""
+"""The store of a detector: saved entries are read first, and embeddings are stored only if `keep` is set."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class DetectorStore(Store):
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Within the context, find embeddings that are not stored in memory."""
+        """Within the context, keep embeddings that are not stored in memory, where find() returns them."""
         self._in_memory = {}
         try:
             yield

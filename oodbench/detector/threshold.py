@@ -1,12 +1,12 @@
-"""The threshold of a detector: which ID images set it, and the true positive rate that it guarantees on new ones.
+"""The threshold of a detector: the ID images that set it, and the true positive rate that it guarantees on new ones.
 
 Images that a method is fitted on score higher than new ones (the nearest neighbour of a stored image is that image), so
 a threshold set on them rejects most new ID images. A method that calibrates is therefore fitted on one part of the
 images, and the held-out part sets the threshold: split conformal prediction (Papadopoulos et al., ECML 2002; Vovk et
 al., 2005). If new images are drawn from the same distribution as the held-out ones, the fraction of them that is
 accepted is at least `tpr` on average, whatever the method. Cross-validation with pooled scores gives no such guarantee
-for the method fitted on all images: Mahalanobis distances, for example, grow with the number of images while it is
-below the number of dimensions.
+for the method fitted on all images: Mahalanobis distances, for example, grow with the number of images as long as there
+are fewer images than dimensions.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from oodbench.metrics import detection as metrics
 
 log = logging.getLogger(__name__)
 
-NOISE = 1e-6  # relative difference of equal images' scores, as matrix products in float32 depend on the batch
-SURPLUS = 0.01  # fraction of the images that a tie at the threshold may accept in addition without a warning
+NOISE = 1e-6  # relative difference of the scores of equal images, as float32 matrix products depend on the batch
+SURPLUS = 0.01  # additional fraction of the images that a tie at the threshold may accept without a warning
 HELD_OUT = 0.25  # fraction of the images that is held out to set the threshold, unless `tpr` needs more
 
 
@@ -71,8 +71,8 @@ def threshold(scores: npt.NDArray[np.float64], tpr: float) -> float:
         needed = min_images(tpr)
         reason = f"which takes at least {needed} images" if needed else "which no number of images can guarantee"
         log.warning(
-            "the threshold is the lowest score of %d ID images, which keeps %.1f %% of new ID images on average, "
-            "not the %.6g %% asked for, %s",
+            "the threshold is the lowest score of %d ID images, which accepts %.1f %% of new ID images on average "
+            "instead of %.6g %%, %s",
             n,
             100 * n / (n + 1),
             100 * tpr,
@@ -81,11 +81,11 @@ def threshold(scores: npt.NDArray[np.float64], tpr: float) -> float:
     limit = float(known[-min(rank, n)])
     kept = n - int(np.searchsorted(known, limit))
     if n > 1 and known[-1] - known[0] <= NOISE * np.abs(known).max():
-        log.warning("all %d ID images score %.6g, which says nothing; every image that scores so is kept", n, limit)
+        log.warning("all %d ID images score %.6g; every image with this score is accepted", n, limit)
     elif kept - rank > max(SURPLUS * n, 1):
         log.warning(
-            "%d of %d ID images score at least %.6g, the threshold, for many score exactly that: %.1f %% are kept, "
-            "not the %.6g %% asked for",
+            "%d of %d ID images score at least %.6g, the threshold, because many have exactly that score: %.1f %% are "
+            "accepted instead of %.6g %%",
             kept,
             n,
             limit,
@@ -98,8 +98,8 @@ def threshold(scores: npt.NDArray[np.float64], tpr: float) -> float:
 def split(images: ImageSet, tpr: float, seed: int, labels: Sequence[Any] | None = None) -> Split:
     """Hold out a quarter of the images at random, or as many as `tpr` needs but at most half, to set the threshold.
 
-    Files of equal content count as one image: the method is fitted on no copy of a held-out image. With labels [n] the
-    held-out part has the same fractions of all labels. Raise UserError if there is only one image.
+    Files of equal content count as one image, so that the method is not fitted on a copy of a held-out image. With
+    labels [n] the held-out part is stratified. Raise UserError if there is only one image.
     """
     copies: dict[str, list[int]] = {}
     for position, content in enumerate(_contents(images, pixels=in_memory(images))):
@@ -107,8 +107,8 @@ def split(images: ImageSet, tpr: float, seed: int, labels: Sequence[Any] | None 
     distinct = list(copies.values())
     if len(distinct) < 2:
         raise UserError(
-            f"a method that calibrates learns from some ID images and sets its threshold on others, but there is only "
-            f"one ({images.names[0]}); give more, or the threshold itself"
+            f"a method that calibrates needs some ID images for fitting and others for its threshold, but there is "
+            f"only one ({images.names[0]}); give more, or the threshold itself"
         )
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(distinct)).tolist()
@@ -136,8 +136,8 @@ def check_disjoint(fitted: ImageSet, validation: ImageSet, label: str) -> None:
     ]
     if both:
         raise UserError(
-            f"{label} learns from {len(both)} of the {len(validation)} images that are to set the threshold, {both[0]} "
-            "first: it would reject new ID images; give others, or none, and some are held out"
+            f"{label} is fitted on {len(both)} of the {len(validation)} images for the threshold, {both[0]} first: it "
+            "would reject new ID images; give others, or none, and some images are held out"
         )
 
 
@@ -162,14 +162,14 @@ def _part(images: ImageSet, positions: list[int]) -> ImageSet:
 
 
 def _kind(images: ImageSet) -> str:
-    """Return what the digests of contents are computed from: arrays and drawn images differ from files."""
+    """Return what the digests of contents are computed from: arrays and rendered images differ from files."""
     return "memory" if in_memory(images) else images.dataset.loader if images.content else "files"
 
 
 def _contents(images: ImageSet, pixels: bool) -> list[str]:
-    """Return a digest of every image's content; of an image that cannot be read its name.
+    """Return a digest of every image's content, or the name of an image that cannot be read.
 
-    pixels  whether to digest the decoded image in RGB, which takes time, instead of what is stored
+    pixels  whether to digest the decoded image in RGB, which takes time, instead of the stored bytes
     """
     if images.content and not pixels:
         return list(images.fingerprints)

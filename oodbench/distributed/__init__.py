@@ -1,1 +1,1 @@
-"""Runs and trainings on a Ray cluster: the only package that imports ray, and only inside functions."""
+"""Runs and trainings on a Ray cluster. Only this package imports ray, and only inside functions."""

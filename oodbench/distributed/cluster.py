@@ -1,4 +1,4 @@
-"""The Ray cluster: which one a run uses, the connection to it, and how many workers of which size fit on it."""
+"""The Ray cluster of a run: its address, the connection, and the number and size of workers that fit on it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from typing import Any
 from oodbench.errors import UserError
 
 _PREFIX = "oodbench-worker-"
-_LOCK_FILE = ".lock"  # locked while the worker lives; the system releases the lock however the process ends
+_LOCK_FILE = ".lock"  # locked while the worker runs; the system releases the lock however the process ends
 
 
 class WorkerFolder:
-    """A temporary folder of one worker process, which other processes recognise as in use by its lock."""
+    """A temporary folder of one worker process, with a lock that tells other processes that it is in use."""
 
     def __init__(self) -> None:
         remove_stale_folders()
@@ -55,7 +55,7 @@ _ANSWER_SECONDS = 5.0  # within which an address must answer
 # The beginning of a gRPC connection; the server answers with a frame of type 4.
 _GRPC_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 _MAX_SOCKET_PATH = 107  # bytes; the limit of Linux
-_SESSION = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # that Ray appends to its folder
+_SESSION = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # path that Ray appends to its folder
 OBJECT_STORE_BYTES = 256 * 2**20  # shared memory of a local cluster: only plans are kept there
 
 
@@ -64,8 +64,8 @@ class ResourceRequest:
     """The workers that a user asks for.
 
     device    auto, cpu or cuda
-    actors    number of workers; 0: as many as fit
-    gpus      GPUs per worker, may be a fraction
+    actors    number of workers; 0 for as many as fit
+    gpus      GPUs per worker; may be a fraction
     threads   threads of the driver's torch
     """
 
@@ -81,7 +81,7 @@ class Placement:
 
     actors        number of workers
     gpus, cpus    resources of each
-    max_per_node  workers that share a node at most
+    max_per_node  largest number of workers on a node
     threads       threads of torch in a worker on a CPU
     """
 
@@ -118,7 +118,7 @@ def cluster_address(requested: str, device: str) -> str:
 def connect(address: str, actors: int = 0) -> Iterator[None]:
     """Connect to `auto` or an address, or start a cluster for the duration with `local`; reuse an open connection.
 
-    Raise UserError when there is no cluster. The handler of SIGTERM stays the same.
+    Raise UserError if there is no cluster. The handler of SIGTERM is kept.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns about it on a driver without GPUs
@@ -146,11 +146,11 @@ def connect(address: str, actors: int = 0) -> Iterator[None]:
         raise UserError(_no_cluster_message(address, reason)) from error
     try:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, sigterm_handler)  # that of Ray exits at once
+            signal.signal(signal.SIGTERM, sigterm_handler)  # Ray's handler exits at once
         yield
     finally:
         ray.shutdown()
-        remove_stale_folders()  # workers that were killed leave theirs
+        remove_stale_folders()  # killed workers leave their folders
 
 
 def _check_address(address: str) -> None:
@@ -212,7 +212,7 @@ def place_workers(request: ResourceRequest, nodes: list[dict[str, float]]) -> Pl
     Raise UserError if none fits.
     """
     if request.device.startswith("cuda:"):
-        raise UserError(f"--device {request.device} names one GPU; on Ray use --device cuda, and --actors 1 for one")
+        raise UserError(f"--device {request.device} names one GPU; on Ray use --device cuda, with --actors 1 for one")
     total = sum(node.get("GPU", 0) for node in nodes)
     if request.device == "cuda" and not total:
         raise UserError("--device cuda: the Ray cluster has no GPU; use --device cpu, or start nodes with --num-gpus")

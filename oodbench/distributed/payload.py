@@ -1,4 +1,4 @@
-"""The data that the driver sends to workers: the plan, files that only the driver has, and its code version."""
+"""The data that the driver sends to workers: the plan, files on the driver's disk, and its code version."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def _load_source(lazy: LazySource) -> ImageSource:
 
 
 def portable(images: ImageSet, data: Path, store: Store) -> ImageSet:
-    """Return the same image set with sources that can be pickled, those of its origins included."""
+    """Return the same image set with picklable sources, including those of its origins."""
     origins = tuple(
         dataclasses.replace(origin, source=portable(origin.source, data, store)) for origin in images.origins
     )
     source = images.source if _can_be_sent(images) else _reloading_source(images, data, store)
     result = dataclasses.replace(images, source=source, origins=origins)
-    # Cached properties, expensive to compute again.
+    # Cached properties that are expensive to compute.
     result.__dict__.update(digest=images.digest, fingerprint=images.fingerprint, list_digest=images.list_digest)
     return result
 
@@ -115,7 +115,7 @@ def _parent_dataset(dataset: Dataset) -> Dataset:
     return dataset
 
 
-_MAX_FILE_BYTES = 1_000_000  # of a file that is sent; declarations of datasets are short texts
+_MAX_FILE_BYTES = 1_000_000  # of a file that is sent; declarations of datasets are short
 # Modules that no worker imports: they may differ between driver and worker.
 DRIVER_ONLY = ("api.py", "cli/", "data/checks/", "detector/", "report/", "tracking/")
 
@@ -140,7 +140,7 @@ class CodeVersion:
 
 @dataclass(frozen=True)
 class FileBundle:
-    """Names and contents of files that a worker writes into a folder of its own."""
+    """Names and contents of files that a worker writes to its own folder."""
 
     contents: tuple[tuple[str, bytes], ...]
 
@@ -155,9 +155,9 @@ class FileBundle:
 
 @dataclass(frozen=True)
 class WorkerPayload:
-    """A plan as it is sent to workers.
+    """A plan in the form that is sent to workers.
 
-    plan               with image sources that can be pickled
+    plan               with picklable image sources
     code_version       of the driver; workers must run the same
     plugins            the files of the methods that the user gave by path
     config             the user's own declarations of datasets
@@ -208,9 +208,9 @@ def remove_token(payload: WorkerPayload) -> None:
 
 
 def unpack(payload: WorkerPayload, folder: Path) -> Plan:
-    """Return the plan as this process can run it; write the driver's files to `folder`.
+    """Return the plan for this process; write the driver's files to `folder`.
 
-    Raise UserError when code, methods, files or store are not those of the driver.
+    Raise UserError if code, methods, files or store are not those of the driver.
     """
     check_code_version(payload.code_version)
     if os.path.isdir(payload.working_directory):
@@ -231,12 +231,12 @@ def unpack(payload: WorkerPayload, folder: Path) -> Plan:
 
 
 def check_code_version(driver: CodeVersion) -> None:
-    """Raise UserError with both versions when the driver runs other code than this process."""
+    """Raise UserError with both versions if the driver runs other code than this process."""
     own = code_version()
     libraries = {name: version for name, version in own.versions.items() if name != "python"}
     driver_libraries = {name: driver.versions.get(name, "") for name in libraries}
     host = socket.gethostname()
-    # The commit is not compared: one that is made during a run does not change what the workers run.
+    # The commit is not compared: a commit during a run does not change the code that the workers run.
     if (driver.versions["oodbench"], driver.sources) != (own.versions["oodbench"], own.sources):
         raise UserError(
             f"the driver runs oodbench {driver.describe()}; the worker on {host} runs {own.describe()}; "
@@ -276,7 +276,7 @@ def _local_job(job: Job, own: registry.MethodInfo | None) -> Job:
 def _local_encoder(plan: Plan, sent: Path | None = None) -> ResolvedEncoder:
     """Return the encoder with the local path of its weights: shipped, the driver's path, or resolved again.
 
-    A plugin is the driver's file if it lies here, else the one that was `sent`, without files above a megabyte.
+    A plugin is the driver's file if it exists here, else the file that was `sent`, without files above a megabyte.
     """
     card = plan.card
     if card.plugin:
@@ -302,7 +302,7 @@ def _local_encoder(plan: Plan, sent: Path | None = None) -> ResolvedEncoder:
 
 
 def bundle_plugin(path: Path) -> FileBundle:
-    """Return the file of a method, which comes first, with the files below its folder that it imports."""
+    """Return the file of a method, followed by the files below its folder that it imports."""
     files = [file for file in source_files.files(path) if path.parent in file.parents]
     small = [file for file in files if file.stat().st_size <= _MAX_FILE_BYTES]
     return FileBundle(tuple((file.relative_to(path.parent).as_posix(), file.read_bytes()) for file in small))

@@ -18,8 +18,8 @@ from oodbench.pipeline.events import Event, Tell
 
 log = logging.getLogger(__name__)
 
-MAX_TRIES = 3  # of a task, before it fails
-MAX_FAILED_STARTS = 5  # workers in a row that die before they are ready
+MAX_TRIES = 3  # of a task, after which it fails
+MAX_FAILED_STARTS = 5  # consecutive workers that die before they are ready
 POLL_SECONDS = 1.0
 WAITING_SECONDS = 30.0  # without any worker, before a warning
 
@@ -28,11 +28,11 @@ WAITING_SECONDS = 30.0  # without any worker, before a warning
 class PoolTask:
     """A call of a worker's method.
 
-    name        as in `ray list tasks`
-    stage       the method: extract, fit, views, score or stream
+    name        name in `ray list tasks`
+    stage       the worker's method: extract, fit, views, score or stream
     on_result   called with the result; may add tasks to the pool
-    images      that the task processes
-    tries       that failed so far
+    images      number of images that the task processes
+    tries       number of failed tries
     """
 
     name: str
@@ -54,14 +54,14 @@ class _Actor:
 
 @dataclass
 class Pool:
-    """Runs tasks on actors of the connected cluster, one task per actor at a time: no task waits in a queue of Ray."""
+    """Runs tasks on actors of the connected cluster, one task per actor at a time; no task waits in Ray's queues."""
 
     placement: Placement
     payload: WorkerPayload
     tell: Tell = lambda event: None
     _waiting: collections.deque[PoolTask] = field(default_factory=collections.deque)
     _waiting_first: collections.deque[PoolTask] = field(default_factory=collections.deque)
-    _running: dict[Any, _Actor] = field(default_factory=dict)  # object ref of the call under way -> actor
+    _running: dict[Any, _Actor] = field(default_factory=dict)  # object ref of the running call -> actor
     _idle: list[_Actor] = field(default_factory=list)
     _created: int = 0
     _failed_starts: int = 0  # in a row
@@ -69,16 +69,16 @@ class Pool:
     _without_worker_since: float = 0.0
 
     def add(self, task: PoolTask, *, first: bool = False) -> None:
-        """Add a task; with `first`, before the tasks that wait."""
+        """Add a task; with `first`, before the waiting tasks."""
         (self._waiting_first if first else self._waiting).append(task)
 
     def discard(self, tasks: Sequence[PoolTask]) -> None:
-        """Remove tasks that wait; those that run go on."""
+        """Remove waiting tasks; running tasks continue."""
         self._waiting_first = collections.deque(task for task in self._waiting_first if task not in tasks)
         self._waiting = collections.deque(task for task in self._waiting if task not in tasks)
 
     def run(self) -> None:
-        """Run all tasks, including those that their callbacks add. Raise UserError if the workers cannot start."""
+        """Run all tasks, including those that callbacks add. Raise UserError if the workers cannot start."""
         import ray
 
         self._payload_ref = ray.put(self.payload)
@@ -99,7 +99,7 @@ class Pool:
             self._payload_ref = None
 
     def _schedule(self) -> None:
-        """Give the waiting tasks to idle workers, and create the workers that the others need."""
+        """Give waiting tasks to idle workers, and create workers for the remaining ones."""
         import ray
 
         while self._idle and (self._waiting_first or self._waiting):
@@ -121,14 +121,14 @@ class Pool:
             self._running[handle.begin.options(name="begin").remote()] = _Actor(name, handle)
 
     def _collect(self, reference: Any) -> None:
-        """Take the result of a finished call; its worker is idle then, unless it died."""
+        """Process the result of a finished call, after which its worker is idle unless it died."""
         import ray
 
         actor = self._running.pop(reference)
         task, actor.task = actor.task, None
         try:
             result: TaskResult = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:  # raised by Ray, as when a result cannot be pickled
+        except ray.exceptions.RayTaskError as error:  # raised by Ray, for example if a result cannot be pickled
             result = TaskResult(error=str(error.cause or error))
         except ray.exceptions.RayError as error:
             self._on_worker_lost(actor, task, str(error).strip().splitlines()[0])
@@ -179,7 +179,7 @@ class Pool:
             )
 
     def _retry(self, task: PoolTask, reason: str, worker: str) -> None:
-        """Run a task again before the others, or give it an error result after the last try."""
+        """Run a task again before the others, or let it fail after the last try."""
         task.tries += 1
         if task.tries < MAX_TRIES:
             log.warning("retrying %s: %s", task.name, reason)

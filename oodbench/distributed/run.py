@@ -24,13 +24,13 @@ from oodbench.pipeline.views import missing_views, view_jobs
 
 @dataclass
 class Countdown:
-    """Calls a function once, when a number of things are done."""
+    """Calls a function when a number of tasks are done."""
 
     remaining: int
     callback: Callable[[], None]
 
     def done(self) -> None:
-        """Count one thing as done."""
+        """Count one task as done."""
         self.remaining -= 1
         if self.remaining == 0:
             self.callback()
@@ -42,11 +42,11 @@ class RunScheduler:
 
     state: RunState
     pool: Pool
-    failed: list[str] = field(default_factory=list)  # errors of shards; the methods that need them are not finished
+    failed: list[str] = field(default_factory=list)  # errors of shards; methods that need these shards do not finish
     _encoded: set[str] = field(default_factory=set)  # fingerprints of image sets whose shards are all stored
     _waiting: dict[str, list[Countdown]] = field(
         default_factory=lambda: defaultdict(list)
-    )  # fingerprint -> who needs it
+    )  # fingerprint -> countdowns that wait for it
     _errors: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))  # label -> set -> error
     _missing_sets: dict[str, int] = field(default_factory=dict)  # label -> sets that are not scored yet
     _stateful: set[str] = field(default_factory=set)
@@ -67,7 +67,7 @@ class RunScheduler:
         needed = {leaf.listing.fingerprint for listing in listings for leaf in leaf_jobs(self.plan.work(listing))}
         for group in _groups(waves(self.state)):
             labels = tuple(method.job.label for method in group)
-            calibration = self.plan.calibration_of(group[0].job)  # a method that calibrates is alone
+            calibration = self.plan.calibration_of(group[0].job)  # a method that calibrates is a group of its own
             self._when_encoded([calibration], partial(self._fit, labels))
         for method, protocol, number in streams:
             self._stream_when_scored(method, protocol, number)
@@ -109,7 +109,7 @@ class RunScheduler:
             countdown.done()
 
     def _when_encoded(self, listings: Sequence[ImageSet | None], callback: Callable[[], None]) -> None:
-        """Call a function when every list that some lists take their embeddings from is encoded."""
+        """Call a function when all lists that some lists take their embeddings from are encoded."""
         leaves = [leaf for listing in listings if listing for leaf in leaf_jobs(self.plan.work(listing))]
         missing = {leaf.listing.fingerprint for leaf in leaves} - self._encoded
         countdown = Countdown(len(missing) + 1, callback)
@@ -143,7 +143,7 @@ class RunScheduler:
                 self._when_encoded([self.plan.listings[number]], partial(self._encode_views, number, some))
 
     def _encode_views(self, number: int, labels: tuple[str, ...]) -> None:
-        """Encode what is missing of the views that a method reads, shard by shard, and then score the set."""
+        """Encode the missing shards of the views that a method reads, and then score the set."""
         label = labels[0]  # a method that reads views has its own tasks
         method, numbers = self.methods[label], {}
         tasks: list[tuple[ExtractionJob, tuple[int, int]]] = []
@@ -188,7 +188,7 @@ class RunScheduler:
     def _handle_error(
         self, result: TaskResult, labels: tuple[str, ...], run_again: Callable[[tuple[str, ...]], None]
     ) -> bool:
-        """Return whether a task failed. Its methods are run again one by one, so that only the one at fault fails."""
+        """Return whether a task failed. Its methods are then run one by one, so that only the faulty one fails."""
         _raise_user_error(result)
         if not result.error:
             return False
@@ -214,7 +214,7 @@ class RunScheduler:
         self._missing_sets[label] -= 1
         if not self._missing_sets[label]:
             errors = self._errors[label]
-            if label in self._stateful:  # also the scores that other workers stored before it was noticed
+            if label in self._stateful:  # other workers may have stored scores before it was detected
                 forget_scores(self.plan, job)
             self.state.finish(job, errors[min(errors)] if errors else "")
             for add_stream in self._waiting_for_base.pop(label, []) if not errors else ():
@@ -232,7 +232,7 @@ class RunScheduler:
     def _stream_when_scored(self, method: FittedMethod, protocol: StreamProtocol, number: int) -> None:
         """Add a stream when its images are encoded and its base is finished.
 
-        A base that is found after its last set to keep something of the images fails, and its streams with it.
+        The check after the last set may find that the base keeps state; then the base fails, and its streams with it.
         """
         job, listings = method.job, self.plan.listings
         read = [listings[0], listings[number], self.plan.calibration_of(job)]
@@ -251,7 +251,7 @@ class RunScheduler:
             self._stateful.update(result.stateful)
             error = result.error or (result.method_errors or {}).get(label, "")
             entry = None if error else find_stream(self.plan, job, listing, protocol)
-            if label in self._stateful:  # also what other workers store after it was noticed
+            if label in self._stateful:  # other workers may store scores after it was detected
                 method.stateful = True
                 forget_streams(self.plan, job)
             elif entry:
@@ -276,7 +276,7 @@ def _raise_user_error(result: TaskResult) -> None:
 
 
 def _groups(waves: Sequence[Sequence[FittedMethod]]) -> list[list[FittedMethod]]:
-    """Return the methods of each task: those of a wave that only read features share one, the others have their own."""
+    """Return the methods of each task: those of a wave that only read features share a task, each other has its own."""
     separate = {"PIXELS", "ENCODER", "PATCHES", "PATCH_ACTIVATIONS", "VIEWS"}
     groups: list[list[FittedMethod]] = []
     for wave in waves:
@@ -288,7 +288,7 @@ def _groups(waves: Sequence[Sequence[FittedMethod]]) -> list[list[FittedMethod]]
 def run(state: RunState) -> None:
     """Compute the missing scores of a plan on the Ray cluster that its request names.
 
-    The counterpart of oodbench.pipeline.run.run, with the same argument and the same results.
+    It has the argument and the results of oodbench.pipeline.run.run.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Training on a Ray cluster: Ray Train starts the processes, and restarts them from the last checkpoint if one dies."""
+"""Training on a Ray cluster with Ray Train, which restarts the processes from the last checkpoint if one dies."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from oodbench.training.train import Ready, TrainOutcome, TrainWatch
 
 POLL_SECONDS = 0.5  # between two requests for new reports
-MAX_FAILURES = 5  # lost workers, after each of which all processes resume from the last checkpoint
-_TIMEOUT_SECONDS = 7 * 86_400  # that processes wait for each other: one may embed its share of the corpus
+MAX_FAILURES = 5  # losses of a worker, after each of which all processes resume from the last checkpoint
+_TIMEOUT_SECONDS = 7 * 86_400  # that processes wait for each other: one may embed its part of the corpus for days
 
 
 @dataclass(frozen=True)
 class TrainingError:
-    """An error that ends a training because another try would fail, too; `diverged`: the loss is not finite."""
+    """An error that ends a training because a retry would fail, too; `diverged` says that the loss is not finite."""
 
     message: str
     diverged: bool
 
 
 class StatusActor:
-    """The actor that the training processes report to and the driver reads from."""
+    """The actor to which the training processes send reports, and from which the driver reads them."""
 
     def __init__(self) -> None:
         self._reports: list[Any] = []
@@ -77,7 +77,7 @@ class StatusPoller:
             self.poll()
 
     def poll(self) -> None:
-        """Pass on the new reports. If the actor is gone, the training fails, too, and its error is the one to show."""
+        """Pass on the new reports. If the actor died, the training fails, too, and reports the error."""
         import ray
 
         from oodbench.training.train import Ready
@@ -116,7 +116,7 @@ class TrainingPayload:
 def train(request: TrainRequest, address: str, workers: int, watch: TrainWatch | None = None) -> TrainOutcome:
     """Train on a Ray cluster, with the result of oodbench.training.train.train.
 
-    Raise UserError and Diverged as that does, and UserError when too many workers are lost.
+    Raise UserError and Diverged as that function does, and UserError if too many workers are lost.
     """
     import ray
     import torch
@@ -136,7 +136,7 @@ def train(request: TrainRequest, address: str, workers: int, watch: TrainWatch |
         sent = dataclasses.replace(request, out=plan.out, store=store, shared=plan.store.url)
         plugins = tuple(bundle_plugin(expand(path)) for path in request.plugins)
         payload = TrainingPayload(sent, code_version(), plugins, os.getcwd(), placement.threads, bool(placement.gpus))
-        # On the driver's node: if another node is lost, the reports must not be lost with it.
+        # On the driver's node, so that the loss of another node does not lose the reports.
         driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         status = ray.remote(StatusActor).options(num_cpus=0, scheduling_strategy=driver_node).remote()
         poller = StatusPoller(plan, watch, status)
@@ -227,6 +227,6 @@ def _train_loop(config: dict[str, Any]) -> None:
 
 
 def _without_plan(ready: Ready) -> dict[str, Any]:
-    """Return the fields but the plan, whose method may come from a plugin that the driver cannot unpickle."""
+    """Return the fields except the plan, whose method may come from a plugin that the driver cannot unpickle."""
     fields = dataclasses.fields(ready)
     return {field.name: getattr(ready, field.name) for field in fields if field.name != "plan"}

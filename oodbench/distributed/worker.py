@@ -1,4 +1,4 @@
-"""The Ray actor that does the work: it loads the encoder once, then encodes shards of images, fits and scores."""
+"""The Ray actor that runs tasks: it loads the encoder once, then encodes shards, fits methods and scores images."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 class TaskResult:
     """The result of a worker's task. It is small, as embeddings and scores are written to the store.
 
-    seconds         the task took
+    seconds         duration of the task
     error           why it failed, or ""
-    user_error      whether the user's input is at fault, so that another try would fail, too
-    method_errors   of fit, score and stream: label -> why that method failed
+    user_error      whether the input is at fault, so that a retry would fail, too
+    method_errors   for fit, score and stream: label -> why that method failed
     worker          host/process that ran it
     stateful        labels of methods that keep state from one image to the next: their scores must be discarded
     """
@@ -43,7 +43,7 @@ class TaskResult:
 
 
 def extraction_jobs(plan: Plan) -> list[ExtractionJob]:
-    """Return the image lists that are encoded, in an order that is the same in driver and workers."""
+    """Return the image lists to encode, in the same order in driver and workers."""
     lists = [*plan.listings, *plan.calibrations]
     jobs: dict[str, ExtractionJob] = {}
     for listing in lists:
@@ -81,7 +81,7 @@ class Worker:
         return self._run(lambda: self._encode_views(label, job, (start, stop)))
 
     def fit(self, labels: tuple[str, ...]) -> TaskResult:
-        """Fit methods once, so that what they share is in the store before several workers score with them."""
+        """Fit methods once, so that shared embeddings are in the store before several workers score with them."""
         return self._run(lambda: self._fit(labels))
 
     def score(self, number: int, labels: tuple[str, ...]) -> TaskResult:
@@ -89,7 +89,7 @@ class Worker:
         return self._run(lambda: self._score(number, labels))
 
     def stream(self, label: str, protocol: StreamProtocol, number: int) -> TaskResult:
-        """Score the stream of the ID set and one OOD set of the plan with a method that learns from it."""
+        """Score the stream of the ID set and one OOD set of the plan with a StreamMethod."""
         return self._run(lambda: self._stream(label, protocol, number))
 
     def end(self) -> None:
@@ -120,7 +120,7 @@ class Worker:
         from oodbench.pipeline.task import encoder_loader, make_task, pick_device
 
         cores = max(1, min((os.cpu_count() or 1) // self._placement.max_per_node, 16))
-        # Ray sets one thread per worker. On CPUs, embeddings depend on the number of threads in their last digits, so
+        # Ray sets one thread per worker. On CPUs, the last digits of embeddings depend on the number of threads, so
         # workers use that of the driver.
         torch.set_num_threads(self._placement.threads if self._placement.device == "cpu" else cores)
         plan = unpack(self._payload, self._folder.path)
@@ -163,7 +163,7 @@ class Worker:
         return {label: method.error} if method.error else {}
 
     def _load_methods(self, labels: tuple[str, ...]) -> list[FittedMethod]:
-        """Return methods with the state that earlier tasks fitted; a method that failed is built again."""
+        """Return methods with the state of earlier tasks; a method that failed is built again."""
         from oodbench.pipeline.batches import FittedMethod
         from oodbench.pipeline.task import method_resources
 

@@ -1,1 +1,1 @@
-"""Encoders: what open_clip builds, resolved, checked and run."""
+"""Encoders: CLIP models are found, checked, loaded and run."""

@@ -3,7 +3,7 @@
 The image tower is split before its last linear map, so that one forward pass gives both the activations (the input of
 that map) and the embeddings (its output):
 
-| image tower                              | last linear map          | kind      | how it is taken out              |
+| image tower                              | last linear map          | kind      | how it is removed                |
 |------------------------------------------|--------------------------|-----------|----------------------------------|
 | VisionTransformer (also of CoCa)         | `proj`, a matrix         | proj      | set to None                      |
 | ModifiedResNet                           | `attnpool.c_proj`        | c_proj    | replaced by an identity matrix,  |
@@ -14,8 +14,8 @@ that map) and the embeddings (its output):
 | (EVA, MobileCLIP, PE-Core)               |                          |           |                                  |
 | timm without a linear map (SigLIP)       | none                     | embedding | activations are the embeddings   |
 
-Patch features are computed from what the last block of a VisionTransformer, or the attention pool of a ModifiedResNet,
-is given in the same forward pass: see ImageTower.activations_and_patches.
+Patch features are computed from the input of the last block of a VisionTransformer, or of the attention pool of a
+ModifiedResNet, in the same forward pass: see ImageTower.activations_and_patches.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from oodbench.errors import UserError
 
 
 def build_model(source: PretrainedFiles | EncoderCard, device: torch.device) -> Any:
-    """Return the model with random weights (on the meta device with none), in evaluation mode and frozen."""
+    """Return the model in evaluation mode, frozen, with random weights (without weights on the meta device)."""
     config = copy.deepcopy(source.config)
     custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     config["vision_cfg"].pop("timm_model_pretrained", None)
-    shape = config["vision_cfg"].pop("timm_model_kwargs", None)  # of a SigLIP that timm has no name for
+    shape = config["vision_cfg"].pop("timm_model_kwargs", None)  # for a SigLIP without a name in timm
     if shape:
-        config["vision_cfg"]["timm_model_name"] = "test_vit"  # a small one, replaced below
+        config["vision_cfg"]["timm_model_name"] = "test_vit"  # a small model, replaced below
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_pretrained"] = False
     kind = open_clip.CLIP
@@ -52,7 +52,7 @@ def build_model(source: PretrainedFiles | EncoderCard, device: torch.device) -> 
         kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
     try:
         with warnings.catch_warnings(), torch.device(device):
-            # torch.nn.init warns about tensors of the meta device.
+            # torch.nn.init warns about tensors on the meta device.
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors is a no-op")
             model = kind(**config)
             if shape:
@@ -65,7 +65,7 @@ def build_model(source: PretrainedFiles | EncoderCard, device: torch.device) -> 
 
 
 def _siglip_trunk(eps: float, **shape: Any) -> nn.Module:
-    """Return timm's image tower of a SigLIP; `eps` is that of its layer norms."""
+    """Return timm's image tower of a SigLIP; `eps` is for its layer norms."""
     from timm.layers import LayerNorm
     from timm.models.vision_transformer import VisionTransformer
 
@@ -81,9 +81,9 @@ def _siglip_trunk(eps: float, **shape: Any) -> nn.Module:
 
 
 def build_tokenizer(card: EncoderCard, folder: Path | None) -> Any:
-    """Return the tokenizer of an encoder, from its folder if it has one.
+    """Return the tokenizer of an encoder, read from its folder if it has one.
 
-    Raises UserError if the tokenizer in the folder cannot be read, or if it has to be downloaded and cannot.
+    Raises UserError if the tokenizer in the folder cannot be read, or a necessary download fails.
     """
     text = card.config["text_cfg"]
     options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
@@ -94,7 +94,7 @@ def build_tokenizer(card: EncoderCard, folder: Path | None) -> Any:
         try:
             found = without_logs(lambda: open_clip.tokenizer.HFTokenizer(str(folder.absolute()), **options))
             if card.tokenizer == THIS_FOLDER:
-                found.clean_fn = str  # transformers does not clean texts before its tokenizers do
+                found.clean_fn = str  # transformers does not clean texts itself
             return found
         except Exception as error:  # transformers raises many kinds
             hint = 'pip install "oodbench[hf]"' if isinstance(error, ImportError) else "complete it"
@@ -118,7 +118,7 @@ def build_tokenizer(card: EncoderCard, folder: Path | None) -> Any:
 
 
 def tokenizer_name(config: dict[str, Any]) -> str:
-    """Return `clip` for CLIP's own tokenizer, else a repository of the Hugging Face Hub."""
+    """Return `clip` for CLIP's own tokenizer, else a repository on the Hugging Face Hub."""
     return str(config["text_cfg"].get("hf_tokenizer_name") or "clip")
 
 
@@ -126,15 +126,15 @@ _RECORDED: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None
 
 
 def _record_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Keep what the module is given, if patches are computed in this pass."""
+    """Record the input of a module if patches are computed in this pass."""
     if (recorded := _RECORDED.get()) is not None:
         recorded.append(inputs[0])
 
 
 class ImageTower(nn.Module):
-    """An image tower of open_clip that is split: activations(x) is [b 3 h w] -> [b w], project(x) [b w] -> [b d].
+    """An image tower of open_clip, split into activations(x), [b 3 h w] -> [b w], and project(x), [b w] -> [b d].
 
-    The tower that is given is changed: its last linear map is taken out, see the table at the head of this module.
+    The given tower is modified: its last linear map is removed, see the table at the head of this module.
     """
 
     def __init__(self, visual: Any) -> None:
@@ -164,12 +164,12 @@ class ImageTower(nn.Module):
     def activations_and_patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the activations, and the patch features [b n w] before the last linear map, in one forward pass.
 
-        They are CLIP's features of single patches, as MaskCLIP and GL-MCM compute them: the last block's values are
-        not mixed by attention. With x the input of the last block, without the class token:
+        They are CLIP's features of single patches as in MaskCLIP and GL-MCM: attention does not mix the values of the
+        last block. With x the input of the last block, without the class token:
 
             y = x + ls_1(out_proj(value_proj(ln_1(x)))),    patches = ln_post(y + ls_2(mlp(ln_2(y))))
 
-        A ResNet's are the values of the attention pool at each cell of the last feature map, without positions.
+        For a ResNet, they are the values of the attention pool at each cell of the last feature map, without positions.
         """
         recorded: list[Tensor] = []
         token = _RECORDED.set(recorded)
@@ -194,7 +194,7 @@ class ImageTower(nn.Module):
 
 
 def _split(visual: Any) -> tuple[str, nn.Module]:
-    """Take the last linear map out of an image tower; return its kind and the map."""
+    """Remove the last linear map of an image tower; return its kind and the map."""
     if isinstance(getattr(visual, "proj", None), nn.Parameter):
         matrix = visual.proj
         visual.proj = None

@@ -1,4 +1,4 @@
-"""What identifies an encoder, known without building it. This module imports neither torch nor open_clip."""
+"""The identity of an encoder, available without building it. This module imports neither torch nor open_clip."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PLUGIN_PREFIX = "plugin:"
 HUB_PREFIXES = ("hf-hub:", LOCAL_PREFIX)
 _CUSTOM_BLOCKS = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 RESIZE_FILTERS = ("bicubic", "bilinear")
-THIS_FOLDER = "."  # as the name of a tokenizer: that of the folder with the weights
-# A folder that transformers can read a tokenizer from holds at least one of these files.
+THIS_FOLDER = "."  # as the name of a tokenizer: the tokenizer in the folder of the weights
+# A folder with a tokenizer for transformers has at least one of these files.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -40,8 +40,8 @@ TOKENIZER_FILES = (
 class EncoderSpec:
     """A value of `--encoder`, such as `glyphs`, `arch/tag`, `arch/tag@path`, `arch@path` or `hf-hub:owner/model`.
 
-    It may also be `local-dir:folder`, `plugin:FILE.py` or `plugin:NAME` of an entry point, and `architecture` a JSON
-    file in the format of open_clip's model configs.
+    It may also be `local-dir:folder`, `plugin:FILE.py` or `plugin:NAME` (an entry point), and `architecture` may be a
+    JSON file in the format of open_clip's model configs.
     """
 
     text: str
@@ -66,14 +66,14 @@ class EncoderSpec:
 
 
 def parse_encoder(text: str) -> EncoderSpec:
-    """Parse a value of `--encoder`. Raise UserError with the accepted forms if it has none of them."""
+    """Parse a value of `--encoder`. Raise UserError with the accepted forms for anything else."""
     text = open_clip_name(text)
     if text == EMBEDDED:
         return EncoderSpec(text, text)
     if text.startswith((*HUB_PREFIXES, PLUGIN_PREFIX)):
         return EncoderSpec(text, text)
     if text and (prefix := _prefix_of(Path(text).expanduser())):
-        raise UserError(f"encoder '{text}' is written with a prefix:\n  --encoder {shlex.quote(prefix + text)}")
+        raise UserError(f"encoder '{text}' needs a prefix:\n  --encoder {shlex.quote(prefix + text)}")
     if ".json@" in text:
         head, at, path = text.partition(".json@")
         architecture, tag, at = f"{head}.json", "", "@"
@@ -101,7 +101,7 @@ def parse_encoder(text: str) -> EncoderSpec:
 
 
 def _prefix_of(path: Path) -> str:
-    """Return the prefix that a path lacks: of a Python file, or of a folder with the config of a model; else ""."""
+    """Return the missing prefix of a path to a Python file or to a folder with a model config; else ""."""
     if path.suffix == ".py" and path.is_file():
         return PLUGIN_PREFIX
     configs = ("open_clip_config.json", "config.json")
@@ -112,17 +112,17 @@ def _prefix_of(path: Path) -> str:
 class EncoderCard:
     """A resolved encoder. Everything but `name` and `notes` is part of its identity.
 
-    tokenizer    "clip" for CLIP's own tokenizer, else a repository of the Hugging Face Hub
+    tokenizer    "clip" for CLIP's own tokenizer, else a repository on the Hugging Face Hub
     weights      sha256 of the checkpoint file
     config       open_clip's complete model config, with the activation (quick_gelu) that the weights were trained with
     size         height and width in pixels
-    activation   the kind of the image tower's last linear map, see oodbench/encoder/build.py
+    activation   kind of the image tower's last linear map, see oodbench/encoder/build.py
     width        width of the activations
     scale        exp(logit_scale)
-    notes        what had to be assumed
-    text_files   sha256 of the tokenizer's files in a folder of this machine; "" if it reads none
-    resize_to    (shorter side,) or (height, width) before the crop, for images that are preprocessed as transformers
-                 does; () for open_clip's preprocessing, which resizes to `size`
+    notes        assumptions that had to be made
+    text_files   sha256 of the tokenizer's local files; "" if it reads none
+    resize_to    (shorter side,) or (height, width) before the crop, for images that are preprocessed as in
+                 transformers; () for open_clip's preprocessing, which resizes to `size`
     """
 
     name: str
@@ -163,7 +163,7 @@ class EncoderCard:
     def caption_error(self) -> str:
         """Return why the encoder cannot write captions; "" for a CoCa, which can, or a plugin with a captioner."""
         coca = "multimodal_cfg" in self.config or (self.plugin and not self.lacks("captioner"))
-        return "" if coca else f"{self.name} writes no captions; take a CoCa, such as --encoder {COCA}"
+        return "" if coca else f"{self.name} does not write captions; use a CoCa, such as --encoder {COCA}"
 
     @property
     def patch_error(self) -> str:
@@ -179,26 +179,26 @@ class EncoderCard:
             why = "the blocks of its image tower are not CLIP's"
         else:
             return ""
-        return f"{self.name} has no patch features: {why}; take a CLIP with a ViT or ResNet, such as --encoder {CLIP}"
+        return f"{self.name} has no patch features: {why}; use a CLIP with a ViT or ResNet, such as --encoder {CLIP}"
 
     @property
     def local(self) -> bool:
-        """Return whether the weights came from a file of the user, so that the name does not identify them."""
+        """Return whether the weights are a file of the user, so that the name does not identify them."""
         return "@" in self.name or self.name.startswith((LOCAL_PREFIX, PLUGIN_PREFIX))
 
     @property
     def slug(self) -> str:
-        """Return the folder name, such as `ViT-B-16-openai`; for a file of the user with the digest of the weights."""
+        """Return a folder name, such as `ViT-B-16-openai`; a file of the user adds the digest of the weights."""
         return slug(self._named().partition("@")[0].removesuffix(".json").removesuffix(".py")) + (
             f"-{self.weights[:8]}" if self.local else ""
         )
 
     def row(self) -> dict[str, Any]:
-        """Return what a result holds: everything, with paths in the name shortened to file names."""
+        """Return the fields for a result row, with paths in the name shortened to file names."""
         return {**self._facts(), "name": self._named(), "slug": self.slug, "identity": self.identity}
 
     def _facts(self) -> dict[str, Any]:
-        """Return all fields; without empty ones that were added, so that the identities of older versions stay."""
+        """Return all fields except newer ones that are empty, so that the identities of older versions stay."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("text_files", "resize_to")}
 
     def _named(self) -> str:
@@ -226,19 +226,19 @@ def weight_files(path: Path) -> list[Path]:
         names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
         shards = [path.parent / Path(name).name for name in sorted(names)]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"checkpoint {path} is no index of shards: {error}") from error
+        raise UserError(f"checkpoint {path} is not an index of shards: {error}") from error
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise UserError(f"checkpoint {path} names {', '.join(missing)}, not there; complete the folder")
+        raise UserError(f"checkpoint {path} names missing files, {', '.join(missing)}; complete the folder")
     return [path, *shards]
 
 
 def weights_digest(path: Path) -> str:
-    """Return the sha256 of a checkpoint file; of an index, that of the names and contents of all its files."""
+    """Return the sha256 of a checkpoint file; for an index, the sha256 of the names and contents of all its files."""
     files = weight_files(path)
     return file_digest(path) if len(files) == 1 else digest([[file.name, file_digest(file)] for file in files])
 
 
 def weights_identity(path: Path) -> dict[str, Any]:
-    """Return what identifies the version of a checkpoint on this machine, its shards included."""
+    """Return the attributes that identify the version of a checkpoint on this machine, including its shards."""
     shards = [file_identity(shard) for shard in weight_files(path)[1:]] if path.is_file() else []
     return {**file_identity(path), **({"shards": shards} if shards else {})}

@@ -1,4 +1,4 @@
-"""Read checkpoints without running code in them, and compare them with an architecture."""
+"""Read checkpoints without running their code, and compare them with an architecture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ StateDict = dict[str, Tensor]
 
 
 def load_weights(name: str, path: Path, digest: str = "") -> StateDict:
-    """Return the weights of an encoder, from a file or the embedded ones. Raise UserError if the sha256 differs."""
+    """Return the weights of an encoder, from a file or embedded. Raise UserError if the sha256 differs."""
     if digest and weights_digest(path) != digest:
         raise UserError(f"checkpoint {path} is not the one that encoder '{name}' was found with; run again")
     if name == EMBEDDED:
@@ -36,25 +36,25 @@ def load_weights(name: str, path: Path, digest: str = "") -> StateDict:
 
         return weights.state_dict()
     files = weight_files(path)
-    parts = [read_checkpoint(file) for file in files[1:] or files]  # the first of several is their index
+    parts = [read_checkpoint(file) for file in files[1:] or files]  # the first of several files is their index
     return {key: tensor for part in parts for key, tensor in part.items()}
 
 
 def read_checkpoint(path: Path) -> StateDict:
-    """Return the state dict in a safetensors or torch file, whatever the name of the file.
+    """Return the state dict in a safetensors or torch file; the name of the file does not matter.
 
-    It may be inside a training loop's checkpoint (`state_dict`, `model_state_dict`, `model`), and the prefixes of
-    DataParallel and torch.compile are removed. Raises UserError if the file is neither format or holds no weights.
+    It may be inside a training loop's checkpoint (`state_dict`, `model_state_dict`, `model`). The prefixes of
+    DataParallel and torch.compile are removed. Raises UserError if the file has another format or no weights.
     """
     content: Any = _safetensors(path) if _kind(path) == "safetensors" else _torch(path)
     state = _inner(path, content)
     if not isinstance(state, dict):
-        raise UserError(f"checkpoint {path} holds one {type(state).__name__}, not a dictionary of weights")
+        raise UserError(f"checkpoint {path} holds a {type(state).__name__}, not a dictionary of weights")
     tensors = [(_bare(str(k)), v) for k, v in state.items() if isinstance(v, Tensor)]
     if not tensors:
         names = ", ".join(map(str, list(content)[:5])) or "nothing"
         below = " nor ".join(f"'{key}'" for key in _INNER)
-        raise UserError(f"checkpoint {path} holds no weights, neither at its top nor below {below}; it has: {names}")
+        raise UserError(f"checkpoint {path} holds no weights, neither at the top level nor in {below}; it has: {names}")
     found = dict(tensors)
     if len(found) != len(tensors):
         raise UserError(f"checkpoint {path} holds weights twice, with and without {' or '.join(_WRAPPERS)}")
@@ -66,7 +66,7 @@ def _inner(path: Path, state: Any) -> Any:
     while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
         found = [key for key in _INNER if isinstance(state.get(key), dict) and state[key]]
         if len(found) > 1:
-            raise UserError(f"checkpoint {path} holds several sets of weights, {' and '.join(found)}; save one alone")
+            raise UserError(f"checkpoint {path} holds several sets of weights, {' and '.join(found)}; save only one")
         if not found:
             break
         state = state[found[0]]
@@ -74,14 +74,14 @@ def _inner(path: Path, state: Any) -> Any:
 
 
 def _bare(name: str) -> str:
-    """Return a parameter's name without the prefixes of wrappers, wherever in the name they are."""
+    """Return a parameter's name without the prefixes of wrappers, which may be anywhere in the name."""
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name.replace("._orig_mod.", ".")
 
 
 def _kind(path: Path) -> str:
-    """Return `safetensors` or `torch` by the first bytes. Raise UserError for a file that is neither."""
+    """Return `safetensors` or `torch`, by the first bytes. Raise UserError for any other file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -92,9 +92,9 @@ def _kind(path: Path) -> str:
         raise UserError(f"checkpoint {path} is empty")
     head = start.lstrip()[:15].lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"checkpoint {path} is a web page, as a download that needs a login leaves it; fetch it again")
+        raise UserError(f"checkpoint {path} is a web page: the download perhaps needs a login; fetch it again")
     if head.startswith(b"version https:/"):
-        raise UserError(f"checkpoint {path} is a pointer of Git LFS, not the weights; fetch them with git lfs pull")
+        raise UserError(f"checkpoint {path} is a Git LFS pointer, not the weights; fetch them with git lfs pull")
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")):
         raise UserError(f"checkpoint {path} is compressed; unpack it first")
     header = int.from_bytes(start[:8], "little")
@@ -102,9 +102,9 @@ def _kind(path: Path) -> str:
 
 
 def match_names(model: Any, state: StateDict, what: str) -> StateDict:
-    """Return the weights under the parameter names of `model`. Raise UserError if they are of another architecture.
+    """Return the weights under the parameter names of `model`. Raise UserError if the architecture differs.
 
-    open_clip would interpolate the position embeddings of another resolution without a warning; here it is an error.
+    open_clip would interpolate position embeddings of another resolution without a warning; here this is an error.
     """
     try:
         state = dict(open_clip.convert.convert_state_dict(model, open_clip_names(dict(state))))
@@ -117,7 +117,7 @@ def match_names(model: Any, state: StateDict, what: str) -> StateDict:
         if key in own and key in state and state[key].numel() == 1:
             state[key] = state[key].reshape(own[key].shape)
     for key, value in own.items():
-        if key.endswith("num_batches_tracked") or key == "logit_bias":  # read in training and by SigLIP's loss alone
+        if key.endswith("num_batches_tracked") or key == "logit_bias":  # used only in training and by SigLIP's loss
             state.setdefault(key, torch.zeros(value.shape, dtype=value.dtype))
     if difference := _difference(own, state):
         raise UserError(f"{what} is of another architecture: {difference}")
@@ -130,7 +130,7 @@ def _difference(own: StateDict, state: StateDict) -> str:
     more = [key for key in state if key not in own]
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
     parts = [f"it lacks {_first(missing)}"] if missing else []
-    parts += [f"it has {_first(more)} too many"] if more else []
+    parts += [f"it also has {_first(more)}"] if more else []
     if shapes:
         positions = all(key.endswith(_POSITIONS) for key in shapes)
         hint = " (another resolution or context length)" if positions else ""
@@ -162,24 +162,24 @@ def _torch(path: Path) -> Any:
             f"{json.dumps(str(target))})"
         )
         raise UserError(
-            f"checkpoint {path} is a TorchScript archive, which is code; if you trust it, turn it into weights with\n"
+            f"checkpoint {path} is a TorchScript archive, which is code; if you trust it, convert it to weights with\n"
             f"  python -c {shlex.quote(code)}"
         )
     try:
         if archive and path.suffix != ".safetensors":
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        with path.open("rb") as file:  # given a path, torch.load chooses the format by its suffix
+        with path.open("rb") as file:  # with a path, torch.load would choose the format by suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler may raise anything for other files
         if archive and not _has_pickle(path):
             raise UserError(f"checkpoint {path} is a zip archive of other files; unpack it first") from error
         objects = re.search(r"GLOBAL ([\w.]+)", str(error))
         if objects:
-            detail = f"it holds Python objects ({objects[1]}), which are code; save its state_dict alone"
+            detail = f"it holds Python objects ({objects[1]}), which are code; save only its state_dict"
         elif isinstance(error, PermissionError):
             detail = "permission denied"
         else:
-            detail = "it is cut short, or neither a torch nor a safetensors file"
+            detail = "it is truncated, or neither a torch nor a safetensors file"
         raise UserError(f"checkpoint {path} cannot be read: {detail}") from error
 
 
@@ -197,4 +197,4 @@ def _members(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
     except zipfile.BadZipFile:
-        return []  # torch.load reports what is wrong
+        return []  # torch.load reports the error

@@ -1,4 +1,4 @@
-"""Names of encoders: OpenAI's spellings, and the tags of an architecture. open_clip is imported for messages alone."""
+"""Names of encoders: OpenAI's spellings, and the tags of an architecture. open_clip is imported only for messages."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import importlib.util
 import re
 from pathlib import Path
 
-# OpenAI's names of its models, but for the resolution: clip.available_models()
+# OpenAI's names of its models (clip.available_models()), without the resolution
 _OPENAI = re.compile(r"(?P<resnet>RN(50|101|50x4|50x16|50x64))|(?P<kind>ViT-[BL])/(?P<patch>\d+)(@(?P<pixels>\d+)px)?")
-_OPENAI_FILE = re.compile(r"(?P<name>ViT-[BL]/\d+(@\d+px)?)@(?P<file>.+)")  # a file that was tuned from OpenAI's
+_OPENAI_FILE = re.compile(r"(?P<name>ViT-[BL]/\d+(@\d+px)?)@(?P<file>.+)")  # a checkpoint fine-tuned from OpenAI's
 _WITH_SLASH = re.compile(r"(?P<kind>ViT-\w+)/(?P<patch>\d+)(?=[/@])")  # ViT-B/16/TAG, ViT-B/16@FILE
 
 
 def open_clip_name(text: str) -> str:
-    """Return a name in open_clip's spelling: `ViT-L/14@336px` is `ViT-L-14-336/openai`, and other names stay."""
+    """Return a name in open_clip's spelling: `ViT-L/14@336px` becomes `ViT-L-14-336/openai`; other names stay."""
     match = _OPENAI.fullmatch(text)
     if match:
         kind = match["resnet"] or f"{match['kind']}-{match['patch']}"
@@ -25,7 +25,7 @@ def open_clip_name(text: str) -> str:
 
 
 def architectures() -> list[str]:
-    """Return the names of open_clip's architectures, by its config files: importing it takes seconds."""
+    """Return open_clip's architectures, read from its config files because importing it takes seconds."""
     found = importlib.util.find_spec("open_clip")
     folders = found.submodule_search_locations if found else None
     return sorted(path.stem for folder in folders or () for path in Path(folder, "model_configs").glob("*.json"))

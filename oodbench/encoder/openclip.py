@@ -1,4 +1,4 @@
-"""The encoder that methods and extraction run: any model that open_clip builds, loaded once in a process."""
+"""The encoder of methods and extraction: any model of open_clip, loaded once per process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-_TEXT_LOCK = threading.Lock()  # methods score in several threads, and text() shortens the context of the model itself
+_TEXT_LOCK = threading.Lock()  # methods score in several threads, and text() modifies the context length of the model
 
 
 class OpenClip:
@@ -43,12 +43,12 @@ class OpenClip:
             disable_tf32()
         self.scale, self.size = resolved.card.scale, resolved.card.size
         self._dtype = PRECISIONS[precision]
-        with torch.random.fork_rng(devices=[]):  # random weights: methods must draw the same if no encoder is loaded
+        with torch.random.fork_rng(devices=[]):  # random weights must not change the random state of methods
             model = build.build_model(resolved.card, torch.device("cpu"))
         state = checkpoint.load_weights(resolved.card.name, resolved.path, resolved.card.weights)
         model.load_state_dict(checkpoint.match_names(model, state, f"checkpoint {resolved.path}"), strict=True)
         model.to(self.device)
-        model.visual.to(memory_format=torch.channels_last)  # a fifth faster for ResNets, in bf16 by half
+        model.visual.to(memory_format=torch.channels_last)  # 20 % faster for ResNets, 50 % in bf16
         self._tower = ImageTower(model.visual)
         self._model = model
         self._casting, self._casting_lock = 0, threading.Lock()
@@ -68,15 +68,15 @@ class OpenClip:
         return transform(self.card)
 
     def not_finite(self, what: str) -> UserError:
-        """Return the error for embeddings that are not finite, and whether the weights or the precision cause it."""
+        """Return the error for embeddings that are not finite, with the cause: the weights or the precision."""
         broken = [name for name, value in self._model.named_parameters() if not bool(torch.isfinite(value).all())]
         if broken:
-            why = f"its weights hold NaN or infinity, {broken[0]} first; fetch or train them again"
+            why = f"its weights have NaN or infinity, {broken[0]} first; fetch or train them again"
         elif self._dtype != torch.float32:
             why = "try --precision fp32"
         else:
-            why = "its weights are finite, and overflow even in fp32; they are not of this architecture, or damaged"
-        return UserError(f"encoder {self.card.name} gave NaN or infinity for {what}: {why}")
+            why = "its weights are finite but overflow even in fp32; they are damaged or of another architecture"
+        return UserError(f"encoder {self.card.name} returned NaN or infinity for {what}: {why}")
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:
@@ -87,7 +87,7 @@ class OpenClip:
     def casting_once(self) -> Iterator[None]:
         """Cast the weights to the precision once for many batches without gradients, instead of in every batch.
 
-        Autocast caches the casts only of weights that require gradients, and only while it is on.
+        Autocast caches casts only for weights that require gradients, and only while it is on.
         """
         if self._dtype == torch.float32 or torch.is_grad_enabled():
             yield
@@ -100,7 +100,7 @@ class OpenClip:
             self._count_casting(-1)
 
     def _count_casting(self, change: int) -> None:
-        """Let the weights require gradients while at least one thread is in casting_once()."""
+        """Let the weights require gradients while a thread is in casting_once()."""
         with self._casting_lock:
             self._casting += change
             self._model.requires_grad_(self._casting > 0)
@@ -117,7 +117,7 @@ class OpenClip:
     def activations_and_patches(
         self, images: Float[Tensor, "b 3 height width"], fields: Sequence[str]
     ) -> tuple[Float[Tensor, "b w"], dict[str, Tensor]]:
-        """Return activations() of images in [0, 1] and, by name, patches() or patch_activations(), of one pass."""
+        """Return activations() of images in [0, 1] and the named patch features, computed in one pass."""
         if self.card.patch_error:
             raise UserError(self.card.patch_error)
         with self._autocast():
@@ -126,14 +126,14 @@ class OpenClip:
         return activations.float(), {name: self.project(patches) if name == "patches" else patches for name in fields}
 
     def patches(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
-        """Return the features of image patches in the joint space, not normalised; differentiable.
+        """Return features of image patches in the joint space, not normalised; differentiable.
 
         Raises UserError if the image tower has none.
         """
         return self.activations_and_patches(images, ("patches",))[1]["patches"]
 
     def patch_activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n w"]:
-        """Return what the last linear map reads of image patches, in float32; differentiable.
+        """Return the inputs of the last linear map for image patches, in float32; differentiable.
 
         Raises UserError if the image tower has none.
         """
@@ -179,18 +179,18 @@ class OpenClip:
         return CoCaCaptioner(self._model, self._normalised, self._autocast)
 
     def truncated(self, prompts: Sequence[str]) -> list[str]:
-        """Return the prompts that CLIP's own tokenizer truncates; other tokenizers do not tell, and give []."""
+        """Return the prompts that CLIP's own tokenizer truncates; [] for other tokenizers, which do not report it."""
         tokenizer = self._tokenizer()
         if not isinstance(tokenizer, open_clip.SimpleTokenizer):
             return []
         return [prompt for prompt in prompts if len(tokenizer.encode(prompt)) + 2 > tokenizer.context_length]
 
 
-LoadedEncoder = OpenClip | PluginEncoder  # what runs behind the protocol oodbench.method.Encoder
+LoadedEncoder = OpenClip | PluginEncoder  # the implementations of the protocol oodbench.method.Encoder
 
 
 class _EncoderCache:
-    """The encoder that was loaded last."""
+    """Holds the last loaded encoder."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -198,7 +198,7 @@ class _EncoderCache:
         self._encoder: LoadedEncoder | None = None
 
     def load(self, resolved: ResolvedEncoder, device: str, precision: str) -> LoadedEncoder:
-        """Return the encoder of the last call if it is the same one, else load it and keep it instead."""
+        """Return the held encoder if it is the requested one, else load the requested one and hold it instead."""
         key = (resolved, device, precision)
         with self._lock:
             if self._encoder is None or self._key != key:
@@ -217,10 +217,10 @@ _CACHE = _EncoderCache()
 
 
 def load_encoder(resolved: ResolvedEncoder, device: str, precision: str) -> LoadedEncoder:
-    """Return a loaded encoder. Everything in this process that asks for the encoder of the last call shares it.
+    """Return a loaded encoder, shared by consecutive calls for the same encoder in this process.
 
-    The process keeps at most one encoder, the last one asked for. It is never stale: `resolved` holds the sha256 of its
-    weights, so that a file that changed is another encoder.
+    The process holds at most one encoder, the last one requested. It is never stale: `resolved` contains the sha256 of
+    the weights, so a changed file is another encoder.
     """
     return _CACHE.load(resolved, device, precision)
 
@@ -228,8 +228,8 @@ def load_encoder(resolved: ResolvedEncoder, device: str, precision: str) -> Load
 def disable_tf32() -> None:
     """Compute float32 convolutions and products on NVIDIA GPUs in float32, for the whole process.
 
-    cuDNN's convolutions default to TF32, whose mantissa has 10 bits. A ViT begins with one convolution, and its cosines
-    would differ from the CPU's by 4e-5 in --precision fp32.
+    cuDNN's convolutions default to TF32, with a mantissa of 10 bits. A ViT begins with a convolution, and its cosines
+    would differ from the CPU's by 4e-5 with --precision fp32.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -239,8 +239,8 @@ def disable_tf32() -> None:
 def _shortened(model: Any, tokens: Tensor) -> Iterator[int]:
     """Shorten the model's context to the longest prompt, and yield its length.
 
-    In a causal text tower the positions after the end token change nothing, and prompts use about ten of CLIP's 77
-    positions. Towers that are not causal or pool at another position keep the full length.
+    In a causal text tower, positions after the end token have no effect, and prompts use about ten of CLIP's 77
+    positions. Towers that are not causal, or pool at another position, keep the full length.
     """
     if type(model) is not open_clip.CLIP or model.text_pool_type != "argmax" or model.attn_mask is None:
         yield tokens.shape[1]
@@ -256,14 +256,14 @@ def _shortened(model: Any, tokens: Tensor) -> Iterator[int]:
 
 
 def _cropped(image: Image, size: tuple[int, int]) -> Image:
-    """Return the centre of an image; the crop begins at the pixel before the middle if it lies between two."""
+    """Return the centre crop of an image; an offset between two pixels is rounded down."""
     height, width = size
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
 def transform(card: EncoderCard) -> Callable[[Image], UInt8[Tensor, "3 height width"]]:
-    """Return a function that resizes and crops as open_clip does for these weights, to pixels in 0..255.
+    """Return the function that resizes and crops images as open_clip does for these weights, to pixels in 0..255.
 
     The encoder normalises the pixels.
     """
@@ -291,7 +291,7 @@ def transform(card: EncoderCard) -> Callable[[Image], UInt8[Tensor, "3 height wi
 
 
 def transform_of(resolved: ResolvedEncoder, device: str, precision: str) -> Callable[[Image], Tensor]:
-    """Return transform() of an encoder that need not be loaded; a plugin is, because it preprocesses images itself."""
+    """Return transform() without loading the encoder; a plugin is loaded, because it preprocesses images itself."""
     if not resolved.card.plugin:
         return transform(resolved.card)
     return load_encoder(resolved, device, precision).transform

@@ -1,8 +1,8 @@
-"""Encoders of one's own: a Python file or an entry point that gives the towers, found, described and run.
+"""User-defined encoders: a Python file or an entry point with the towers is found, described and run.
 
 `--encoder plugin:FILE` names a file with one class that has `pixels` and `text`, or with a function `encoder` that
-returns such an object; `--encoder plugin:NAME` names an entry point of the group `oodbench.encoders`, a class or a
-function. It is called with the device ("cpu", "cuda"), or with nothing if it takes no argument.
+returns such an object; `--encoder plugin:NAME` names an entry point of the group `oodbench.encoders`, which is a class
+or a function. It is called with the device ("cpu", "cuda"), or without arguments if it takes none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from oodbench.storage.store import digest
 GROUP = "oodbench.encoders"
 REQUIRED = ("pixels", "text", "tokenize", "preprocess", "identity", "scale", "size", "std")
 OPTIONAL = ("activations", "project", "patches", "patch_activations", "detokenize", "text_tower", "captioner")
-_TEXTS = 256  # prompts that are encoded at once
+_TEXTS = 256  # prompts per batch
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class PluginSource:
 
     @property
     def digest(self) -> str:
-        """Return the sha256 of all files that are used; of an entry point, with the name in its module."""
+        """Return the sha256 of all files that are used; for an entry point, also of the name in its module."""
         found = source_files.source_digest(self.path, self.module)
         return digest([found, self.name]) if self.name else found
 
 
 def find_source(text: str, path: Path | None = None) -> PluginSource:
-    """Return the source of `plugin:FILE` or `plugin:NAME`; `path` is where the file lies here, if it was sent.
+    """Return the source of `plugin:FILE` or `plugin:NAME`; `path` is the local path of a file that was sent here.
 
     Raises UserError if there is no such file or entry point.
     """
@@ -64,11 +64,11 @@ def find_source(text: str, path: Path | None = None) -> PluginSource:
     if name.endswith(".py") or "/" in name:
         file = (path or expand(Path(name))).resolve()
         if not file.is_file() or file.suffix != ".py":
-            raise UserError(f"encoder '{text}': {file} {'is no Python file' if file.exists() else 'does not exist'}")
+            raise UserError(f"encoder '{text}': {file} {'is not a Python file' if file.exists() else 'does not exist'}")
         return PluginSource(file)
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
-        known = did_you_mean(name, points) if points else f"; no package here has an entry point of {GROUP}"
+        known = did_you_mean(name, points) if points else f"; no installed package has an entry point of {GROUP}"
         raise UserError(f"encoder '{text}' is neither a .py file nor an entry point{known}; write plugin:FILE.py")
     point = points[name]
     found = source_files.module_file(point.module)
@@ -78,7 +78,7 @@ def find_source(text: str, path: Path | None = None) -> PluginSource:
 
 
 def make(text: str, source: PluginSource, device: str) -> Any:
-    """Import an encoder and call it. Raise UserError if it cannot be imported or made, or lacks a part."""
+    """Import and create an encoder. Raise UserError if this fails or a required part is missing."""
     try:
         if source.module:
             [point] = entry_points(group=GROUP, name=text.removeprefix(PLUGIN_PREFIX))
@@ -88,20 +88,20 @@ def make(text: str, source: PluginSource, device: str) -> Any:
             if name not in sys.modules:
                 _forget_parts(source.path)
             factory = _factory(registry.import_file(name, source.path))
-        with torch.random.fork_rng(devices=[]):  # random weights: methods must draw the same if no encoder is loaded
+        with torch.random.fork_rng(devices=[]):  # random weights must not change the random state of methods
             own = factory(device) if inspect.signature(factory).parameters else factory()
     except (Exception, SystemExit) as error:
         if isinstance(error, UserError):
             raise UserError(*(f"encoder '{text}': {problem}" for problem in error.problems)) from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"encoder '{text}' ({source.path}) cannot be made: {reason}; -v shows where") from error
+        raise UserError(f"encoder '{text}' ({source.path}) cannot be created: {reason}; -v shows where") from error
     if missing := [part for part in REQUIRED if not hasattr(own, part)]:
         raise UserError(f"encoder '{text}' ({source.path}) lacks {', '.join(missing)}; see docs/encoders.md")
     return own
 
 
 def _forget_parts(path: Path) -> None:
-    """Let the modules next to a plugin be imported again: `import helper` would give an earlier version."""
+    """Forget the modules next to a plugin, so that `import helper` does not return an earlier version."""
     parts = {os.path.realpath(file) for file in source_files.files(path) if path.parent in file.parents} - {str(path)}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
@@ -125,9 +125,9 @@ def _factory(module: ModuleType) -> Callable[..., Any]:
 
 
 def describe(spec: EncoderSpec, path: Path | None = None) -> tuple[EncoderCard, Path]:
-    """Make an encoder on the CPU and return its card, and its file. Raise UserError if what it gives has a wrong shape.
+    """Create an encoder on the CPU, and return its card and its file. Raise UserError for outputs of wrong shapes.
 
-    `path` is where the file lies on this machine, if it was sent from another one.
+    `path` is the local path of a file that was sent from another machine.
     """
     source = find_source(spec.text, path)
     own = make(spec.text, source, "cpu")
@@ -170,15 +170,15 @@ def describe(spec: EncoderSpec, path: Path | None = None) -> tuple[EncoderCard, 
 
 
 def _identity(text: str, own: Any) -> str:
-    """Return what an encoder calls itself. Raise UserError if that is no text."""
+    """Return the identity of an encoder. Raise UserError if it is not a string."""
     try:
         identity = own.identity()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"encoder '{text}': identity() fails: {reason}; it is a method that returns a text") from error
+        raise UserError(f"encoder '{text}': identity() fails: {reason}; it must return a string") from error
     if not isinstance(identity, str) or not identity.strip():
         raise UserError(
-            f"encoder '{text}': identity() gives {identity!r}, not a text such as the sha256 of its weights"
+            f"encoder '{text}': identity() returns {identity!r}, not a string such as the sha256 of its weights"
         )
     return identity
 
@@ -210,16 +210,16 @@ def _widths(encoder: PluginEncoder) -> tuple[int, int]:
             raise UserError(f"{what} fails on an image and two prompts: {reason}; -v shows where") from error
     for name, found in (("pixels()", images), ("text()", texts), ("tokenize()", tokens)):
         if found.ndim != 2 or len(found) != 2:
-            raise UserError(f"{what}: {name} gives {list(found.shape)} for two, not one row for each")
+            raise UserError(f"{what}: {name} returns {list(found.shape)} for two inputs, not one row for each")
     if images.shape != texts.shape:
         raise UserError(f"{what}: images have {images.shape[1]} dimensions and texts {texts.shape[1]}")
     return images.shape[1], activations.shape[1]
 
 
 class PluginEncoder:
-    """An encoder of one's own, with float32 embeddings on the device of the run; it computes in `precision`.
+    """A user-defined encoder, with float32 embeddings on the device of the run; it computes in `precision`.
 
-    Images are given to it on the device of its `std`.
+    Its images are on the device of its `std`.
     """
 
     def __init__(self, card: EncoderCard, own: Any, device: torch.device, dtype: torch.dtype) -> None:
@@ -233,7 +233,7 @@ class PluginEncoder:
     def not_finite(self, what: str) -> UserError:
         """Return the error for embeddings that are not finite."""
         hint = "" if self._dtype == torch.float32 else "; try --precision fp32"
-        return UserError(f"encoder {self.card.name} gave NaN or infinity for {what}{hint}")
+        return UserError(f"encoder {self.card.name} returned NaN or infinity for {what}{hint}")
 
     def _autocast(self) -> AbstractContextManager[Any]:
         place = self._place.type
@@ -241,21 +241,21 @@ class PluginEncoder:
 
     @contextmanager
     def casting_once(self) -> Iterator[None]:
-        """Compute many batches; the encoder keeps its own weights."""
+        """Do nothing: the encoder manages its own weights."""
         yield
 
     def transform(self, image: Image) -> Tensor:
-        """Return the pixels of an image, [3 height width], bytes or numbers in [0, 1]. Raise UserError for others."""
+        """Return the pixels of an image, [3 height width], bytes or in [0, 1]. Raise UserError for other outputs."""
         pixels = self._own.preprocess(image)
         if not isinstance(pixels, Tensor) or pixels.shape != (3, *self.size):
             shape = list(pixels.shape) if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
-            raise UserError(f"encoder {self.card.name}: preprocess() gives {shape}, not a tensor {[3, *self.size]}")
+            raise UserError(f"encoder {self.card.name}: preprocess() returns {shape}, not a tensor {[3, *self.size]}")
         if pixels.dtype == torch.uint8:
             return pixels
         low, high = float(pixels.min()), float(pixels.max())
         if not pixels.is_floating_point() or low < -0.5 or high > 1.5:  # filters overshoot [0, 1] a little
             raise UserError(
-                f"encoder {self.card.name}: preprocess() gives {pixels.dtype} from {low:.3g} to {high:.3g}, not "
+                f"encoder {self.card.name}: preprocess() returns {pixels.dtype} from {low:.3g} to {high:.3g}, not "
                 "torch.uint8 or numbers in [0, 1]; subtract the mean in pixels()"
             )
         return pixels.float()
@@ -280,11 +280,11 @@ class PluginEncoder:
         return self.project(self.activations(images))
 
     def patches(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
-        """Return patch features of images. Raise UserError if the encoder has none, or of a wrong shape."""
+        """Return patch features of images. Raise UserError if the encoder has none or their shape is wrong."""
         return self._of_patches("patches", images, self.card.embed_dim)
 
     def patch_activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n w"]:
-        """Return what project() reads of image patches. Raise UserError if there is none, or of a wrong shape."""
+        """Return the inputs of project() for image patches. Raise UserError if there are none, or of a wrong shape."""
         return self._of_patches("patch_activations", images, self.card.width)
 
     def _of_patches(self, name: str, images: Tensor, width: int) -> Tensor:
@@ -293,13 +293,13 @@ class PluginEncoder:
             found = self._floats(compute(images.to(self._place)))
         if found.ndim != 3 or (len(found), found.shape[2]) != (len(images), width):
             wanted = f"[{len(images)} n {width}]"
-            raise UserError(f"encoder {self.card.name}: {name}() gives {list(found.shape)}, not {wanted}")
+            raise UserError(f"encoder {self.card.name}: {name}() returns {list(found.shape)}, not {wanted}")
         return found
 
     def activations_and_patches(
         self, images: Float[Tensor, "b 3 height width"], fields: Sequence[str]
     ) -> tuple[Float[Tensor, "b w"], dict[str, Tensor]]:
-        """Return activations() and what is named of patches, which a plugin computes one after the other."""
+        """Return activations() and the named patch features, computed one after the other."""
         return self.activations(images), {name: getattr(self, name)(images) for name in fields}
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
@@ -328,7 +328,7 @@ class PluginEncoder:
         return found
 
     def truncated(self, prompts: Sequence[str]) -> list[str]:
-        """Return [], because a plugin does not tell which prompts it truncates."""
+        """Return [], because a plugin does not report truncated prompts."""
         return []
 
     def _part(self, name: str) -> Callable[..., Any]:
@@ -342,12 +342,12 @@ class PluginEncoder:
 
 
 def load(card: EncoderCard, path: Path, device: str, dtype: torch.dtype) -> PluginEncoder:
-    """Return a loaded encoder. Raise UserError if its source or its identity is not that of its card."""
+    """Return a loaded encoder. Raise UserError if its source or its identity differs from its card."""
     source = find_source(card.name, path)
     own = make(card.name, source, device)
     if digest([source.digest, _identity(card.name, own)]) != card.weights:
         raise UserError(
-            f"encoder '{card.name}' changed since the run was planned; run again, and if it says so again, check that "
+            f"encoder '{card.name}' changed since the run was planned; run again, and if this repeats, check that "
             f"identity() stays the same:\n  oodbench encoders check {path}"
         )
     return PluginEncoder(card, own, torch.device(device), dtype)

@@ -39,7 +39,7 @@ def hub_weights(repository: str, name: str = "") -> Path:
 def config_file(repository: str) -> Path:
     """Return open_clip's config file of a repository; transformers' `config.json` if it has none.
 
-    Without a network, the one that is in the Hub's cache is taken.
+    Without a network, the file is taken from the Hub's cache.
     """
     found = cached(repository, HF_CONFIG_NAME)
     if found is not None:
@@ -57,7 +57,7 @@ def config_file(repository: str) -> Path:
 
 
 def snapshot(repository: str, config: Path) -> Path:
-    """Return the folder in the Hub's cache with transformers' files of a repository; download what is missing."""
+    """Return the folder in the Hub's cache with transformers' files of a repository; download missing files."""
     processors = ("preprocessor_config.json", "processor_config.json")
     parts = (WEIGHTS, TOKENIZER_FILES, processors)
     complete = [any((config.parent / name).is_file() for name in names) for names in parts]
@@ -77,7 +77,7 @@ def snapshot(repository: str, config: Path) -> Path:
 
 
 def cached(repository: str, *names: str) -> Path | None:
-    """Return the first of these files that is in the Hub's cache on this machine; None if none is."""
+    """Return the first of these files in the Hub's cache on this machine, or None."""
     for name in names:
         found = huggingface_hub.try_to_load_from_cache(repository, name)
         if isinstance(found, str):
@@ -86,7 +86,7 @@ def cached(repository: str, *names: str) -> Path | None:
 
 
 def require_hub() -> None:
-    """Raise ConnectionError if the Hub does not answer; its own client retries each file for 23 seconds first."""
+    """Raise ConnectionError if the Hub does not answer; its own client would retry each file for 23 seconds."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set")
     if os.environ.get("ALL_PROXY") or os.environ.get("all_proxy"):
@@ -113,7 +113,7 @@ def error_text(error: Exception) -> str:
 
 
 def without_logs(call: Callable[[], T]) -> T:
-    """Call a function without the log lines of open_clip and of the Hub's client."""
+    """Call a function without log lines of open_clip and the Hub's client."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -160,7 +160,7 @@ def find_pretrained(spec: EncoderSpec) -> PretrainedFiles:
             f"{architecture} without a tag: assuming its default activation "
             f"({'QuickGELU' if config_file.get('quick_gelu') else 'GELU'}), CLIP's mean and std, "
             f"and {preprocess['interpolation']} resizing of the {preprocess['resize_mode']} side"
-            + (f"; for those of a tag write {architecture}/TAG@FILE" if not spec.json else ""),
+            + (f"; to use those of a tag, write {architecture}/TAG@FILE" if not spec.json else ""),
         )
     return PretrainedFiles(spec.text, architecture, config_file, preprocess, spec.path, notes=notes)
 
@@ -182,7 +182,7 @@ def _tagged(spec: EncoderSpec) -> PretrainedFiles:
         )
         raise UserError(f"{spec.architecture} has no weights tagged '{spec.tag}'{hint}")
     tag = next(tag for tag in tags if open_clip.get_pretrained_cfg(spec.architecture, tag) is tagged)
-    # open_clip itself takes the architecture's activation, and only warns if the tag was trained with the other one.
+    # open_clip itself uses the architecture's activation, and only warns if the tag was trained with the other one.
     config_file["quick_gelu"] = bool(tagged.get("quick_gelu") or config_file.get("quick_gelu"))
     name = f"{spec.architecture}/{tag}"
     path = spec.path or _fetched(lambda: _weights(tagged), spec, name)
@@ -224,13 +224,13 @@ def _local_config(folder: Path, what: str) -> tuple[Path, str]:
         if (folder / name).is_file():
             return folder / name, folder.resolve().name
     if not folder.is_dir():
-        raise UserError(f"{what}: {folder} is no folder")
+        raise UserError(f"{what}: {folder} is not a folder")
     below = sorted(path.parent.name for path in folder.glob("*/config.json"))  # sentence-transformers has 0_CLIPModel
-    hint = f"; take {folder / below[0]}" if below else ""
+    hint = f"; use {folder / below[0]}" if below else ""
     if (folder / "adapter_config.json").is_file():
         hint = "; it holds a LoRA adapter: merge it into its CLIP, and save the whole model"
     raise UserError(
-        f"{what}: {folder} holds neither {HF_CONFIG_NAME} nor the config.json of a CLIP or SigLIP of transformers{hint}"
+        f"{what}: {folder} has neither {HF_CONFIG_NAME} nor the config.json of a transformers CLIP or SigLIP{hint}"
     )
 
 
@@ -245,7 +245,7 @@ def _known(spec: EncoderSpec) -> dict[str, Any]:
             raise UserError(f"no architecture '{spec.architecture}'; did you mean '{meant[guess.lower()]}'?")
     hint = did_you_mean(spec.architecture, known)
     if "did you mean" not in hint:
-        hint = f"; see open_clip.list_models(), or write hf-hub:{spec.text} if it is a repository of the Hub"
+        hint = f"; see open_clip.list_models(), or write hf-hub:{spec.text} if it is a repository on the Hub"
     raise UserError(f"no architecture '{spec.architecture}'{hint}")
 
 
@@ -262,7 +262,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _preprocess(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing of a config, with open_clip's defaults for what it does not name."""
+    """Return the preprocessing of a config, with open_clip's defaults for missing keys."""
     found = {k: v for k, v in dataclasses.asdict(PreprocessCfg()).items() if k in _PREPROCESS}
     found |= {k: given[k] for k in _PREPROCESS if given.get(k) is not None}
     if found["interpolation"] == "random":  # random in training; open_clip evaluates with bicubic

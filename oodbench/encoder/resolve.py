@@ -37,7 +37,7 @@ _OTHERS = frozenset(".safetensors .bin .pt .pth .ckpt .h5 .msgpack .onnx .gguf .
 
 @dataclass(frozen=True)
 class TextFiles:
-    """The folders of the tokenizer and of the text tower's config; None if no folder of this machine is read."""
+    """The folders of the tokenizer and of the text tower's config; None if no local folder is read."""
 
     tokenizer: Path | None = None
     tower: Path | None = None
@@ -54,11 +54,11 @@ class TextFiles:
 
 
 def text_files(spec: EncoderSpec, text: dict[str, Any], weights: Path) -> TextFiles:
-    """Return the folders that an encoder's `text_cfg` names. Raise UserError if an absolute path does not exist.
+    """Return the folders named in an encoder's `text_cfg`. Raise UserError if an absolute path does not exist.
 
-    A relative path starts at the folder of the config, else at the working folder, as in transformers; an encoder of
-    the Hub has its config in the folder of its weights. The folder of a `local-dir:` encoder is the tokenizer's if it
-    holds a tokenizer.
+    A relative path starts at the folder of the config, else at the working directory, as in transformers; an encoder
+    from the Hub has its config next to its weights. If the folder of a `local-dir:` encoder has a tokenizer, that one
+    is used.
     """
     local = Path(spec.text.removeprefix(LOCAL_PREFIX)).expanduser() if spec.text.startswith(LOCAL_PREFIX) else None
     base = local or (Path(spec.architecture).parent if spec.json else weights.parent if spec.hub else None)
@@ -72,12 +72,12 @@ def text_files(spec: EncoderSpec, text: dict[str, Any], weights: Path) -> TextFi
 
 
 def _folder(spec: EncoderSpec, name: str, base: Path | None, what: str) -> Path | None:
-    """Return the folder that a name means, None if it is not a folder."""
+    """Return the folder of a name, None if there is none."""
     if not name:
         return None
     path = Path(name).expanduser()
     if path.is_absolute() and not path.is_dir():
-        raise UserError(f"encoder '{spec.text}': the folder of its {what}, {path}, is not there")
+        raise UserError(f"encoder '{spec.text}': the folder of its {what}, {path}, does not exist")
     return next((folder for folder in ([base / path] if base else []) + [path] if folder.is_dir()), None)
 
 
@@ -88,7 +88,7 @@ def _is_read(path: Path) -> bool:
 
 
 _CHECKPOINTS = (".safetensors", ".bin", ".pth", ".pt")
-CARD_VERSION = 1  # raise when the same files give another card than before
+CARD_VERSION = 1  # increment when the same files get a different card
 GLYPHS_FOLDER = Path(__file__).parent.parent / "data" / "glyphs"
 
 
@@ -104,10 +104,10 @@ class ResolvedEncoder:
 def resolve(
     spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool = False, sent: Path | None = None
 ) -> ResolvedEncoder:
-    """Return the encoder of a spec. `resize` overrides the filter ("bicubic", "bilinear") that the weights name.
+    """Return the encoder of a spec. `resize` overrides the filter of the weights ("bicubic", "bilinear").
 
     `strict` computes the digest of the weights again. `sent` is the file of a plugin that was sent to this machine. A
-    plugin is made at each call, because its identity may follow from files that only it knows. Raises UserError if the
+    plugin is created at each call, because its identity may depend on files that only it knows. Raises UserError if the
     architecture or tag is unknown, or if the weights cannot be read or downloaded, or do not fit the architecture.
     """
     if spec.plugin:
@@ -148,7 +148,7 @@ def resolve(
 
 
 def _config_files(spec: EncoderSpec) -> list[Path]:
-    """Return the files other than the weights that the card depends on."""
+    """Return the files, other than the weights, that the card depends on."""
     if spec.text == EMBEDDED:
         return [GLYPHS_FOLDER / "encoder.json", GLYPHS_FOLDER / "weights.py"]
     if spec.text.startswith(LOCAL_PREFIX):
@@ -159,7 +159,7 @@ def _config_files(spec: EncoderSpec) -> list[Path]:
 
 
 def _checkpoint_names(spec: EncoderSpec) -> dict[str, Any]:
-    """Return the names of all checkpoints in a `local-dir:` folder: which one is read depends on them."""
+    """Return the names of all checkpoints in a `local-dir:` folder, which determine the one that is read."""
     if not spec.text.startswith(LOCAL_PREFIX):
         return {}
     folder = Path(spec.text.removeprefix(LOCAL_PREFIX)).expanduser()
@@ -168,7 +168,7 @@ def _checkpoint_names(spec: EncoderSpec) -> dict[str, Any]:
 
 
 def _is_current(path: Path) -> bool:
-    """Return whether a file exists, and in the Hub's cache belongs to the revision that `main` means now."""
+    """Return whether a file exists and, if it is in the Hub's cache, belongs to the current revision of `main`."""
     main = path.parent.parent.parent / "refs" / "main"
     inside = path.parent.parent.name == "snapshots" and main.is_file()
     return path.is_file() and (not inside or main.read_text(encoding="utf-8").strip() == path.parent.name)
@@ -184,7 +184,7 @@ def _stored_path(store: Store, known: dict[str, Any]) -> Path | None:
 
 
 def _make_card(source: PretrainedFiles, resize: str | None, texts: TextFiles) -> EncoderCard:
-    """Build the model without memory, compare it with the weights, and return the card."""
+    """Build the model on the meta device, compare it with the weights, and return the card."""
     import torch
 
     from oodbench.encoder import build, checkpoint
@@ -215,12 +215,12 @@ def _make_card(source: PretrainedFiles, resize: str | None, texts: TextFiles) ->
         notes=source.notes,
         text_files=texts.digest(),
     )
-    build.build_tokenizer(card, texts.tokenizer)  # reports a missing vocabulary now, not after the images are encoded
+    build.build_tokenizer(card, texts.tokenizer)  # reports a missing vocabulary before the images are encoded
     return card
 
 
 def _check_size(tower: ImageTower, size: tuple[int, int], architecture: str) -> None:
-    """Raise UserError if the tower does not take images of a size; timm's towers may ignore the size of the config."""
+    """Raise UserError if the tower rejects images of this size; timm's towers may ignore the size in the config."""
     import torch
 
     try:
@@ -233,10 +233,10 @@ def _check_size(tower: ImageTower, size: tuple[int, int], architecture: str) -> 
 
 
 def load_state_dict(resolved: ResolvedEncoder) -> StateDict:
-    """Return the encoder's state dict under the names of its model, which is not built in memory."""
+    """Return the encoder's state dict under its model's parameter names, without building the model in memory."""
     if resolved.card.plugin:
         raise UserError(
-            f"{resolved.card.name} is a plugin, and a released checkpoint is translated with open_clip's weights; "
+            f"{resolved.card.name} is a plugin, but converting a released checkpoint needs open_clip's weights; "
             "train the method for this encoder with oodbench train"
         )
     import torch

@@ -1,4 +1,4 @@
-"""A copy of a CLIP text tower that takes an offset on its token embeddings, as CLIPN's does, and learnt context."""
+"""A copy of a CLIP text tower with an optional offset on the token embeddings, as in CLIPN, and learned context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oodbench.method.encoder import Captioner, with_context
 class TrainableTextTower(nn.Module):
     """CLIP's text tower under CLIP's own parameter names: token_embedding, positional_embedding, transformer, ...
 
-    attn_mask    causal: tokens after the end token change nothing, so the padding after the longest prompt is not read
+    attn_mask    causal: tokens after the end token have no effect, so padding beyond the longest prompt is not read
     """
 
     attn_mask: Tensor
@@ -39,10 +39,10 @@ class TrainableTextTower(nn.Module):
         offset: Float[Tensor, "*k n width"] | None = None,
         context: Float[Tensor, "*k m width"] | None = None,
     ) -> Float[Tensor, "k d"]:
-        """Embed tokens, not normalised, as a TextTower does.
+        """Return the embeddings of tokens, not normalised; implements TextTower.
 
         `offset` [n width] or [k n width] is added to token and position embeddings; `context` [m width] or [k m width]
-        stands in place of the embeddings of the tokens after the start token.
+        replaces the embeddings of the tokens after the start token.
         """
         ends = tokens.argmax(-1)  # the end token has the largest id
         length = int(ends.max()) + 1
@@ -60,23 +60,23 @@ class TrainableTextTower(nn.Module):
 
 
 def text_model(model: Any, name: str) -> Any:
-    """Return the part of an open_clip model that holds the text tower. Raise UserError if it is not built as CLIP's."""
+    """Return the part of an open_clip model with the text tower. Raise UserError if it is not built like CLIP's."""
     text = getattr(model, "text", model)
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", ""))
     causal = getattr(text, "attn_mask", None) is not None
     if pool != "argmax" or not causal or getattr(text, "cls_emb", None) is not None:
         raise UserError(
-            f"the text tower of {name} is not built as CLIP's (causal, read at its end token); "
-            "methods that train one need such a tower"
+            f"the text tower of {name} is not built like CLIP's (causal, pooled at the end token); "
+            "methods that train a text tower need one like CLIP's"
         )
     return text
 
 
 class CoCaCaptioner(Captioner):
-    """The text decoder of a CoCa, which reads the tokens of its image tower. Splitting the tower changes neither.
+    """The text decoder of a CoCa, which reads the tokens of its image tower. Splitting the tower does not affect it.
 
     normalised   function from images in [0, 1] to normalised images
-    precision    function that returns the context in which the model computes
+    precision    function that returns the autocast context of the model
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class CoCaCaptioner(Captioner):
     def next_token_logits(
         self, encoded: Float[Tensor, "b m width"], tokens: Int64[Tensor, "b n"]
     ) -> Float[Tensor, "b v"]:
-        """Return the logits of the token that follows, as open_clip's own generate() computes them."""
+        """Return the logits of the next token, as open_clip's generate() computes them."""
         longest = self._model.text.context_length
         if tokens.shape[1] > longest:
             raise UserError(f"a caption of {tokens.shape[1]} tokens is longer than the encoder's context of {longest}")

@@ -1,7 +1,7 @@
-"""CLIP and SigLIP as the library transformers keeps them, converted to open_clip's config and parameter names.
+"""CLIP and SigLIP models saved by transformers, converted to open_clip's config and parameter names.
 
-The converted model computes what transformers computes, to the rounding of float32. Images are preprocessed in the
-order of transformers (RGB first, the crop rounded down), with Pillow's resize, as these models were published.
+The converted model equals the original up to float32 rounding. Images are preprocessed in the order of transformers
+(RGB first, the crop rounded down), with Pillow's resize, as these models were published.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CLIP_VOCABULARY = 49408
 
 @dataclass(frozen=True)
 class TransformersModel:
-    """A folder of transformers: its weights, and its config and preprocessing as open_clip writes them."""
+    """A model folder of transformers: its weights, and its config and preprocessing in open_clip's format."""
 
     weights: Path
     config: dict[str, Any]
@@ -37,13 +37,13 @@ class TransformersModel:
 
 
 def read_folder(folder: Path, what: str) -> TransformersModel:
-    """Return the model in a folder. Raise UserError if it is no CLIP or SigLIP that can be converted exactly."""
+    """Return the model in a folder. Raise UserError unless it is a CLIP or SigLIP that can be converted exactly."""
     raw = read_json(folder / "config.json", what)
     family = str(raw.get("model_type") or "")
     if family not in _FAMILIES:
         raise UserError(f"{what}: {_other_family(family, folder)}")
     if "quantization_config" in raw:
-        raise UserError(f"{what}: its weights are quantised; take the folder of the model in float32, bf16 or fp16")
+        raise UserError(f"{what}: its weights are quantised; use the model in float32, bf16 or fp16")
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         lora = " (it holds a LoRA adapter: merge it, and save the whole model)" if _has_adapter(folder) else ""
@@ -53,7 +53,7 @@ def read_folder(folder: Path, what: str) -> TransformersModel:
 
         parsed = getattr(transformers, _FAMILIES[family]).from_dict(raw)
     except ImportError as error:
-        raise UserError(f'{what}: models of transformers need it: pip install "oodbench[hf]"') from error
+        raise UserError(f'{what}: models of transformers need: pip install "oodbench[hf]"') from error
     except Exception as error:  # transformers checks the values, and raises many kinds
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{what}: transformers refuses {folder / 'config.json'}: {reason}") from error
@@ -77,7 +77,7 @@ def read_folder(folder: Path, what: str) -> TransformersModel:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Return the JSON object in a file. Raise UserError if it holds none."""
+    """Return the JSON object in a file. Raise UserError for any other content."""
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -88,16 +88,16 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def _other_family(family: str, folder: Path) -> str:
-    """Return why a model of another family is no encoder."""
+    """Return why a model of another family cannot be an encoder."""
     own = "write its towers as a plugin: --encoder plugin:FILE (docs/encoders.md)"
     if family in ("clip_text_model", "siglip_text_model"):
-        return f"{folder} holds a text tower alone ({family}); images need the whole CLIPModel or SiglipModel"
+        return f"{folder} holds only a text tower ({family}); images need the whole CLIPModel or SiglipModel"
     if family in ("clip_vision_model", "siglip_vision_model"):
-        return f"{folder} holds an image tower alone ({family}); class names need the whole CLIPModel or SiglipModel"
+        return f"{folder} holds only an image tower ({family}); class names need the whole CLIPModel or SiglipModel"
     if family == "siglip2":
-        return f"siglip2 is SigLIP 2 of any resolution (NaFlex); the variants of one resolution are read, or {own}"
+        return f"siglip2 (NaFlex, any resolution) is not supported; use a variant with a fixed resolution, or {own}"
     known = " and ".join(_FAMILIES)
-    return f"{folder / 'config.json'} is of the model type '{family or 'none'}'; {known} are read; {own}"
+    return f"{folder / 'config.json'} has the model type '{family or 'none'}'; {known} are supported; {own}"
 
 
 def _has_adapter(folder: Path) -> bool:
@@ -112,8 +112,8 @@ def _clip(what: str, parsed: Any) -> dict[str, Any]:
         raise UserError(f"{what}: its towers compute {' and '.join(sorted(activations))}; open_clip has one for both")
     [activation] = activations
     width = {"width": vision.hidden_size, "head_width": vision.hidden_size // vision.num_attention_heads}
-    # transformers reads the highest token if eos_token_id is 2, as old configs say; a vocabulary that ends with the end
-    # token has it there, too.
+    # transformers pools at the highest token if eos_token_id is 2, as in old configs; this is the end token if the
+    # vocabulary ends with it.
     end = text.eos_token_id
     highest = end in (2, text.vocab_size - 1)
     if not isinstance(end, int):
@@ -134,10 +134,10 @@ def _clip(what: str, parsed: Any) -> dict[str, Any]:
 
 
 def _siglip(what: str, parsed: Any) -> dict[str, Any]:
-    """Return open_clip's config of a SigLIP; its image tower is timm's, whose shape build_model() reads."""
+    """Return open_clip's config of a SigLIP, with timm's image tower in the shape that build_model() reads."""
     vision, text = parsed.vision_config, parsed.text_config
     if not getattr(vision, "vision_use_head", True):
-        raise UserError(f"{what}: its image tower has no pooling head, so that it gives no embedding of an image")
+        raise UserError(f"{what}: its image tower has no pooling head, so it returns no embedding of an image")
     embed_dim = getattr(text, "projection_size", text.hidden_size)
     if embed_dim != vision.hidden_size:
         raise UserError(f"{what}: images have {vision.hidden_size} dimensions and texts {embed_dim}")
@@ -181,7 +181,7 @@ def _text(text: Any, activation: str) -> dict[str, Any]:
 
 
 def _layers(tower: Any, activation: str) -> dict[str, Any]:
-    """Return what differs from open_clip's defaults in the layers of a tower."""
+    """Return the settings of a tower's layers that differ from open_clip's defaults."""
     found: dict[str, Any] = {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
     return found if tower.layer_norm_eps == _EPS else {**found, "norm_kwargs": {"eps": tower.layer_norm_eps}}
 
@@ -193,17 +193,17 @@ def _activation(what: str, tower: Any) -> str:
 
 
 def _mlp_ratio(tower: Any) -> float:
-    """Return the ratio from which int(width * ratio), as open_clip and timm compute it, gives the width of the MLP."""
+    """Return the ratio for which int(width * ratio), as in open_clip and timm, is the width of the MLP."""
     ratio = float(tower.intermediate_size / tower.hidden_size)
     exact = int(tower.hidden_size * ratio) == tower.intermediate_size
     return ratio if exact else (tower.intermediate_size + 0.5) / tower.hidden_size
 
 
 def _square(what: str, name: str, value: Any) -> int:
-    """Return the side of a square that is given as one or two numbers."""
+    """Return the side of a square given as one or two numbers."""
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-        raise UserError(f"{what}: {name} is {value}; transformers' CLIP and SigLIP read squares")
+        raise UserError(f"{what}: {name} is {value}; transformers' CLIP and SigLIP take squares")
     return side
 
 
@@ -211,7 +211,7 @@ def _square(what: str, name: str, value: Any) -> int:
 
 
 def _processor(folder: Path, what: str) -> dict[str, Any]:
-    """Return the image processor of a folder, {} if it has none; that inside the whole processor's goes first."""
+    """Return the image processor of a folder, {} if it has none; the one in the whole processor comes first."""
     whole, alone = folder / "processor_config.json", folder / "preprocessor_config.json"
     nested = read_json(whole, what).get("image_processor") if whole.is_file() else None
     if isinstance(nested, dict):
@@ -219,7 +219,7 @@ def _processor(folder: Path, what: str) -> dict[str, Any]:
     return read_json(alone, what) if alone.is_file() else {}
 
 
-_DEFAULTS: dict[str, dict[str, Any]] = {  # of CLIPImageProcessor and SiglipImageProcessor, but for the size
+_DEFAULTS: dict[str, dict[str, Any]] = {  # of CLIPImageProcessor and SiglipImageProcessor, except the size
     "clip": {
         "do_center_crop": True,
         "image_mean": (0.48145466, 0.4578275, 0.40821073),
@@ -230,10 +230,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # of CLIPImageProcessor and SiglipImag
 
 
 def _preprocess(what: str, given: dict[str, Any], family: str, side: int) -> dict[str, Any]:
-    """Return the preprocessing of an image processor. Raise UserError for steps that are not resize, crop and mean."""
+    """Return the preprocessing of an image processor. Raise UserError for steps other than resize, crop and mean."""
     kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or "")
     family = family if not kind else "clip" if "CLIP" in kind.upper() else "siglip"
-    default = 224 if given else side  # transformers' own, if the file does not name it
+    default = 224 if given else side  # transformers' default for a missing size
     values = {"resample": 3, "size": default, "crop_size": default, "do_normalize": True, **_DEFAULTS[family]}
     values |= {key: value for key, value in given.items() if value is not None}
     problems = [
@@ -251,7 +251,7 @@ def _preprocess(what: str, given: dict[str, Any], family: str, side: int) -> dic
         problems.append(f"size is {values['size']}")
     elif cropped != (side, side):
         problems.append(
-            f"it gives images of {'x'.join(map(str, cropped)) or 'any'} pixels, the model reads {side}x{side}"
+            f"it returns images of {'x'.join(map(str, cropped)) or 'any'} pixels, the model takes {side}x{side}"
         )
     elif min(resize_to) < side:
         problems.append(f"it resizes to {min(resize_to)} pixels and crops {side}")
@@ -269,7 +269,7 @@ def _preprocess(what: str, given: dict[str, Any], family: str, side: int) -> dic
 
 
 def _resize_to(size: Any, shortest: bool) -> tuple[int, ...]:
-    """Return (shorter side,) or (height, width) of transformers' `size`; () for what is neither."""
+    """Return (shorter side,) or (height, width) from transformers' `size`; () for anything else."""
     if isinstance(size, int):
         return (size,) if shortest else (size, size)
     named = {key: value for key, value in size.items() if value is not None} if isinstance(size, dict) else {}
@@ -326,9 +326,9 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj")
 
 
 def open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a CLIP or SigLIP of transformers under open_clip's names; others as they are.
+    """Return the weights of a transformers CLIP or SigLIP under open_clip's names; others are unchanged.
 
-    A prefix before `vision_model.`, as training wrappers write it, is removed.
+    A prefix before `vision_model.`, added by a training wrapper, is removed.
     """
     anchor = next((name for name in state if _ANCHOR in name), None)
     if anchor is None:
@@ -356,7 +356,7 @@ def open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with the three projections of each attention as one tensor, `in_proj`."""
+    """Return the state with the three projections of each attention concatenated to `in_proj`."""
     found = {}
     for name, tensor in state.items():
         parts = [name.replace("q_proj", part) for part in _ATTENTION]

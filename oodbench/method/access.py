@@ -19,8 +19,8 @@ ZERO_SHOT, ID_IMAGES, TRAINED, FEW_SHOT, TEST_TIME = (
     "few-shot",
     "test-time adaptation",
 )
-UNKNOWN = "access not known"  # of a result that has no card, of a method that is not installed
-GROUPS = (ZERO_SHOT, ID_IMAGES, TRAINED, FEW_SHOT, TEST_TIME, UNKNOWN)  # as tables show them, least access first
+UNKNOWN = "access not known"  # for a result without a card whose method is not installed
+GROUPS = (ZERO_SHOT, ID_IMAGES, TRAINED, FEW_SHOT, TEST_TIME, UNKNOWN)  # in the order of tables, least access first
 
 FAMILIES = {
     ZERO_SHOT: "zero-shot",
@@ -28,17 +28,17 @@ FAMILIES = {
     TRAINED: "trained",
     FEW_SHOT: "few-shot",
     TEST_TIME: "test-time",
-}  # the same groups as `--methods` names them
+}  # the names of the same groups in `--methods`
 
 
 @dataclass(frozen=True)
 class Access:
     """The access card of a method: what it sees in addition to the class names and the image that it scores.
 
-    A method declares `access: ClassVar[Access] = Access(lm_words=True)`, with literal values. What follows from `needs`
-    is added and need not be written: CALIBRATION gives id_images, unless the user sets the hyper-parameter that is
-    calibrated; LABELS and SHOTS give id_labels; WEIGHTS without SHOTS gives other_data; STREAM gives stream; a gradient
-    by the pixels, or in a stream, gives test_gradient.
+    A method declares `access: ClassVar[Access] = Access(lm_words=True)`, with literal values. Fields that follow from
+    `needs` are filled in and need not be written: CALIBRATION gives id_images, unless the user sets the calibrated
+    hyper-parameter; LABELS and SHOTS give id_labels; WEIGHTS without SHOTS gives other_data; STREAM gives stream; a
+    gradient with respect to the pixels, or in a stream, gives test_gradient.
 
     Arguments:
         id_images       ID images, with or without labels
@@ -48,11 +48,11 @@ class Access:
         lm_words        words that a language model wrote or selected
         generated       generated or retrieved images
         ood_validation  OOD images from which hyper-parameters or weights were chosen
-        knows_ood_kind  which kind of OOD is tested (near, far, a data set)
+        knows_ood_kind  the kind of OOD that is tested (near, far, a data set)
         stream          other test images, in the order of a stream
         test_gradient   a gradient at test time
     Raises:
-        ValueError  for a value of another kind
+        ValueError  for a value of another type
     """
 
     id_images: bool = False
@@ -87,7 +87,7 @@ class Access:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """Return what the card says, in words for people; () if the method sees nothing more."""
+        """Return the fields that are set, as phrases; () if the method sees nothing more."""
         number = "a few" if self.id_labels == "few" else self.id_labels
         labels = "ID labels" if self.id_labels == "all" else f"{number} labelled ID images a class"
         said = {
@@ -104,7 +104,7 @@ class Access:
         return tuple(text for text, holds in said.items() if holds)
 
     def plain(self) -> dict[str, Any]:
-        """Return the card as a row has it: every field, and the group."""
+        """Return every field and the group, as a result stores them."""
         return {**dataclasses.asdict(self), "group": self.group}
 
 
@@ -122,18 +122,18 @@ def from_mapping(values: Mapping[str, Any]) -> Access:
 
 
 def both(one: Access, other: Access) -> Access:
-    """Return the card of a method that sees what two methods see, such as a stream and its base."""
+    """Return the union of two cards, such as those of a stream method and its base."""
     seen = {name: value or getattr(other, name) for name, value in vars(one).items()}
     return Access(**{**seen, "id_labels": "all" if "all" in (one.id_labels, other.id_labels) else seen["id_labels"]})
 
 
 def complete(declared: Access, needs: Collection[str], *, calibrates: bool = True, shots: int | None = None) -> Access:
-    """Return a declared card with what follows from the needs.
+    """Return a declared card with the fields that follow from the needs.
 
     Arguments:
-        declared    what the method declares
+        declared    the card that the method declares
         needs       names of its needs
-        calibrates  whether fit() reads ID images: not if the user set what it would compute from them
+        calibrates  whether fit() reads ID images: not if the user set the value that it computes from them
         shots       labelled ID images a class that the run draws; None for all
     """
     reads = calibrates and "CALIBRATION" in needs

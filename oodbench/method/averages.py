@@ -1,4 +1,4 @@
-"""The average of a text over several templates: of unit vectors, or of the features as the text tower gives them."""
+"""The average of a text over several templates: of unit vectors, or of the unnormalised features of the text tower."""
 
 from __future__ import annotations
 
@@ -41,12 +41,10 @@ def check_average(average: str) -> None:
 
 
 class RecentTexts:
-    """Unit vectors of texts that were encoded lately, in memory; the ones used longest ago are dropped.
-
-    It is called by one thread at a time.
+    """A least-recently-used cache of the unit vectors of texts, in memory. It is called by one thread at a time.
 
     encode  n prompts -> [n d] features, not normalised
-    limit   vectors that are kept
+    limit   largest number of vectors
     """
 
     def __init__(self, encode: Encode, limit: int = RECENT) -> None:

@@ -1,4 +1,4 @@
-"""Needs and Batch: which inputs a method declares, and the images of one batch as it reads them."""
+"""Needs and Batch: the inputs that a method declares, and one batch of images with these inputs."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Needs(Flag):
     VIEWS = auto()  # embeddings of declared transforms of every image, one more pass each
     STREAM = auto()  # the test images in the order of a stream, from which it learns: a StreamMethod
     SHOTS = auto()  # its weights are trained on a few labelled ID images: a FewShotMethod; declare it with WEIGHTS
-    PATCH_ACTIVATIONS = auto()  # what the image tower's last linear map reads of every patch, from the same pass
+    PATCH_ACTIVATIONS = auto()  # input of the image tower's last linear map for every patch, from the same pass
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images as a method reads them.
+    """A batch of images as a method reads it.
 
     Arguments:
-        needs  what the method has declared
+        needs  inputs that the method declares
         size   number of images
     Raises:
         Undeclared  if a field is read that `needs` does not name
@@ -54,7 +54,9 @@ class Batch:
     _views: Tensor | None = None
     _base: Tensor | None = None
     _patch_activations: Tensor | None = None
-    _shared: SharedTensors = field(default_factory=SharedTensors, repr=False, compare=False)  # read by any method
+    _shared: SharedTensors = field(
+        default_factory=SharedTensors, repr=False, compare=False
+    )  # tensors that any method has read
 
     def _read(self, value: Tensor | None, name: str, need: Needs) -> Tensor:
         if value is None or need not in self.needs:
@@ -72,7 +74,7 @@ class Batch:
 
     @property
     def embeddings(self) -> Float[Tensor, "b d"]:
-        """[b d] image embeddings as the encoder gave them, not normalised. Needs.FEATURES."""
+        """[b d] image embeddings, not normalised. Needs.FEATURES."""
         return self._read(self._embeddings, "embeddings", Needs.FEATURES)
 
     @property
@@ -113,12 +115,11 @@ class Batch:
         return self._read(self._base, "base", Needs.STREAM)
 
     def intact(self) -> bool:
-        """Return whether no method wrote into what it read, which other methods read as well."""
+        """Return whether no method wrote into a tensor that other methods read as well."""
         return self._shared.intact()
 
     def copy(self) -> Batch:
-        """Return the same images in memory of their own, which may be written into."""
-
+        """Return a copy of the batch and its tensors, which may be written to."""
         values = {name: getattr(self, name) for name in _TENSORS}
         clones: dict[str, Any] = {name: None if value is None else value.clone() for name, value in values.items()}
         return replace(self, **clones, _shared=SharedTensors())

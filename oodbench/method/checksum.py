@@ -35,9 +35,9 @@ def checksum(tensor: Tensor) -> bytes:
 
 
 class SharedTensors:
-    """Tensors that several methods read, each with its checksum from before any method had it.
+    """Tensors that several methods read, each with its checksum from before the first method read it.
 
-    With `copies`, a copy of each is kept, from which restore() undoes what was written.
+    With `copies`, a copy of each is kept, from which restore() undoes writes.
     """
 
     def __init__(self, *, copies: bool = False) -> None:
@@ -73,5 +73,5 @@ class SharedTensors:
 
 
 def _writes(tensor: Tensor) -> int:
-    """Return how often torch wrote in place; tensors made in inference mode do not count it."""
+    """Return torch's count of in-place writes, which tensors created in inference mode do not have."""
     return 0 if tensor.is_inference() else tensor._version

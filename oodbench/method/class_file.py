@@ -1,8 +1,8 @@
-"""A method class of a notebook or script as a plugin file: its source, and that of all that it refers to.
+"""A method class of a notebook or script as a plugin file: its source, and the source of everything it refers to.
 
-The file is what runs and what the digest is computed from, as for any other plugin, so that stored scores, Ray workers
-and saved detectors know the class by its source. A name that the class refers to becomes an import if it comes from an
-installed library, the source of the function or class if it is the user's own, and a literal if it is a plain value.
+The file is imported and hashed like any other plugin, so that stored scores, Ray workers and saved detectors identify
+the class by its source. A name that the class refers to becomes an import if it comes from an
+installed library, the source of the function or class if the user defined it, and a literal if it is a plain value.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class _Sources:
         self.owner = owner
         self.imports: list[str] = []
         self.definitions: list[str] = []
-        self._known: dict[str, object] = {}  # names of the file -> what they stand for
+        self._known: dict[str, object] = {}  # name in the file -> object
 
     def add(self, name: str, value: Any) -> None:
-        """Add what a name stands for, and before it all that its source refers to."""
+        """Add the object that a name refers to, after everything that its source refers to."""
         if name in self._known:
             if self._known[name] is not value:
-                raise UserError(f"class {self.owner} refers to two things by the name {name}; rename one, {_WAY_OUT}")
+                raise UserError(f"class {self.owner} refers to two objects named {name}; rename one, {_WAY_OUT}")
             return
         self._known[name] = value
         if isinstance(value, types.ModuleType):
@@ -94,13 +94,13 @@ class _Sources:
             self._add_definition(name, value)
 
     def _add_definition(self, name: str, value: Any) -> None:
-        """Add the source of a function or class of the user, under its own name and this one."""
+        """Add the source of a function or class that the user defined, under its own name and under `name`."""
         own = getattr(value, "__name__", name).replace("<lambda>", name)
         text = _source(value)
         if own not in _bound(text):
             what = "" if name == self.owner else f"refers to {name}, a {type(value).__name__}: "
             raise UserError(
-                f"class {self.owner}: {what}its source cannot be found; write it whole in a script or a cell of a "
+                f"class {self.owner}: {what}its source cannot be found; define it in a script or in one cell of a "
                 f"notebook, make a value a hyper-parameter, {_WAY_OUT}"
             )
         required = _global_names(f"from __future__ import annotations\n{text}")
@@ -122,7 +122,7 @@ class _Sources:
 
 
 def _is_own(module: types.ModuleType | None) -> bool:
-    """Return whether a module is the user's: neither oodbench's, nor of Python, nor installed."""
+    """Return whether a module is the user's: not part of oodbench, of Python or of an installed package."""
     file = getattr(module, "__file__", None)
     if module is None or module.__name__ == "__main__":
         return True
@@ -149,7 +149,7 @@ def _import_line(name: str, value: Any) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a value's repr() is a literal of it."""
+    """Return whether a value's repr() is a literal that evaluates to the value."""
     if type(value) not in _PLAIN:
         return False
     try:
@@ -171,14 +171,14 @@ def _source(value: Any) -> str:
 def _class_source(cls: type) -> str:
     """Return the source of a class.
 
-    `inspect` looks for the file of its module, which a notebook has not: the class is found through its functions, or,
-    if it has none, as the only one in all cells with its members.
+    `inspect` looks for the file of its module, which a notebook does not have: the class is found through its
+    functions, or, if it has none, as the only class in all cells with the same members.
     """
     linecache.checkcache()
     functions = [inspect.unwrap(each) for each in vars(cls).values() if inspect.isfunction(each)]
     codes = [each.__code__ for each in functions if each.__module__ == cls.__module__]
     written = [code for code in codes if linecache.getlines(code.co_filename)]
-    if written:  # those of dataclass() are not
+    if written:  # functions that dataclass() generates have no source
         file = written[0].co_filename
         for text, lines in _classes(cls.__name__, linecache.getlines(file)):
             if all(code.co_filename == file and code.co_firstlineno in lines for code in written):
@@ -192,7 +192,7 @@ def _class_source(cls: type) -> str:
 
 
 def _classes(name: str, lines: list[str]) -> Iterator[tuple[str, range]]:
-    """Yield the source and the line numbers of every class of that name; nothing for lines that are no Python."""
+    """Yield the source and the line numbers of every class of that name; nothing for lines that are not Python."""
     try:
         nodes = list(ast.walk(ast.parse("".join(lines))))
     except SyntaxError:
@@ -204,7 +204,7 @@ def _classes(name: str, lines: list[str]) -> Iterator[tuple[str, range]]:
 
 
 def _has_members(text: str, cls: type) -> bool:
-    """Return whether a source text, executed among the names of a class's module, defines a class with its members."""
+    """Return whether a source text, executed in the namespace of a class's module, defines a class with its members."""
     names = dict(vars(sys.modules[cls.__module__]))
     try:
         exec(text, names)
@@ -212,13 +212,13 @@ def _has_members(text: str, cls: type) -> bool:
             {name: repr(value) for name, value in vars(one).items() if name in _KEPT or not name.startswith("_")}
             for one in (names[cls.__name__], cls)
         )
-    except Exception:  # of another class of that name
+    except Exception:  # the text is of another class of that name
         return False
     return mine == theirs
 
 
 def _bound(text: str) -> set[str]:
-    """Return the names that a source text defines, or an empty set if it is not whole."""
+    """Return the names that a source text defines, or an empty set if it is incomplete."""
     try:
         table = symtable.symtable(text, "source", "exec")
     except SyntaxError:
@@ -246,7 +246,7 @@ def _submodules(text: str, namespace: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _namespace(value: Any) -> Mapping[str, Any]:
-    """Return what the names in the source of a function or class stand for: those of its module and its closures."""
+    """Return the objects that a function's or class's source can refer to, by name: globals and closure variables."""
     functions = [value, *vars(value).values()] if isinstance(value, type) else [value]
     module = sys.modules.get(value.__module__, types.ModuleType(""))
     found = dict(getattr(inspect.unwrap(value), "__globals__", vars(module)))

@@ -1,8 +1,8 @@
 """The corruptions of ImageNet-C (Hendrycks & Dietterich, ICLR 2019, arXiv:1903.12261), 18 types in five severities.
 
-Types and constants are those of its released code, except for frost, whose photographs are not ours to ship. `pixels`
-is a uint8 image [h w 3] of at most 256 pixels a side. A corruption returns either such an image, or numbers in which
-0..1 is the range of an image and which are cut to it; ImageNet-C rounds these down to bytes.
+Types and constants are those of its released code, without frost, whose photographs we may not distribute. `pixels` is
+a uint8 image [h w 3] of at most 256 pixels a side. A corruption returns such an image, or floats, which are clipped to
+[0, 1] and rounded down to bytes as in ImageNet-C.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Draws = np.random.Generator
 
 
 def corrupted(image: Image, kind: str, severity: int, resize: int = SIDE) -> Image:
-    """Return an image with a corruption that draws nothing, as ImageNet-C stores it.
+    """Return an image with a deterministic corruption, as ImageNet-C stores it.
 
     The shorter side is resized to `resize` pixels, bilinear; the centre of 224 x 224 is cropped, corrupted, and stored
     as JPEG of quality 85.
@@ -35,7 +35,7 @@ def corrupted(image: Image, kind: str, severity: int, resize: int = SIDE) -> Ima
 
 
 def corrupted_at_random(image: Image, rng: Draws, kind: str, severity: int, resize: int = SIDE) -> Image:
-    """Return an image with a corruption that draws random numbers; the rest is as for corrupted()."""
+    """Return an image with a random corruption, prepared and stored as by corrupted()."""
     pixels = _prepared(image, resize)
     return _stored(_DRAWN[kind](pixels, CONSTANTS[kind][severity - 1], rng))
 
@@ -49,7 +49,7 @@ def _prepared(image: Image, resize: int) -> Array:
 
 
 def _stored(corruption: Array) -> Image:
-    """Return what a JPEG file of the corruption shows."""
+    """Return the corrupted image after JPEG compression."""
     from PIL import Image
 
     pixels = corruption if corruption.dtype == np.uint8 else (np.clip(corruption, 0, 1) * 255).astype(np.uint8)
@@ -97,12 +97,12 @@ def _gaussian_blur(pixels: Array, sigma: float) -> Array:
 def _glass_blur(pixels: Array, constants: tuple[float, int, int], rng: Draws) -> Array:
     """Replace pixels by neighbours, from the last row and column to the first, between two Gaussian blurs.
 
-    The released code means to swap two pixels; as both are views of one array, it copies the neighbour instead.
+    The released code is meant to swap two pixels; as both are views of one array, it copies the neighbour instead.
     """
     sigma, delta, rounds = constants
     x = (_gaussian_blur(pixels, sigma) * 255).astype(np.uint8)
     height, width = x.shape[:2]
-    source = list(range(height * width))  # of every pixel, by rows
+    source = list(range(height * width))  # the pixel that each pixel is copied from, row by row
     inner = np.arange(height * width).reshape(height, width)[delta + 1 : height - delta + 1, delta + 1 :]
     places = inner[::-1, : width - 2 * delta][:, ::-1].ravel()
     for _ in range(rounds):
@@ -134,9 +134,9 @@ def _motion_blur(pixels: Array, constants: tuple[int, float], rng: Draws) -> Arr
 
 
 def _moved(pixels: Array, radius: int, sigma: float, angle: float) -> Array:
-    """Return ImageMagick's motion blur, in bytes: half a Gaussian along a line, to the nearest pixels of which it goes.
+    """Return ImageMagick's motion blur, in bytes: half a Gaussian along a line.
 
-    The line has 2 radius + 1 pixels, at `angle` degrees; the border is repeated.
+    The line has 2 radius + 1 points at `angle` degrees, rounded to whole pixels; the border is repeated.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
@@ -311,7 +311,7 @@ def _contrast(pixels: Array, factor: float) -> Array:
 
 
 def _brightness(pixels: Array, amount: float) -> Array:
-    """Add to the value of HSV: all channels grow by one factor."""
+    """Add to the value of HSV: all channels are scaled by one factor."""
     x = pixels / 255.0
     value = _largest(x)
     brighter = np.minimum(value + amount, 1)
@@ -319,9 +319,9 @@ def _brightness(pixels: Array, amount: float) -> Array:
 
 
 def _saturate(pixels: Array, constants: tuple[float, float]) -> Array:
-    """Scale and shift the saturation of HSV: what the channels lack of the largest grows by one factor.
+    """Scale and shift the saturation of HSV: one factor scales how far each channel is below the largest.
 
-    Grey has no hue; it is taken for red.
+    Grey has no hue and is treated as red.
     """
     factor, shift = constants
     x = pixels / 255.0
@@ -401,10 +401,10 @@ KINDS = tuple(sorted((*_FIXED, *_DRAWN)))
 SEVERITIES = (1, 2, 3, 4, 5)
 RANDOM = frozenset(_DRAWN)  # the kinds that draw random numbers
 
-# Per type and severity, what the function of the same name takes. A value may be a tuple:
+# The arguments of the function of the same name, per type and severity. A value may be a tuple:
 # defocus_blur: radius, softening; elastic_transform: field, its smoothness, affine; fog: amount, decay; glass_blur:
 # sigma, distance, rounds; motion_blur: radius, sigma; saturate: factor, shift; snow: mean, scale, zoom, threshold,
-# radius, sigma, share of the image; spatter: mean, scale, sigma, threshold, strength, mud; zoom_blur: last factor, step
+# radius, sigma, image weight; spatter: mean, scale, sigma, threshold, strength, mud; zoom_blur: last factor, step
 CONSTANTS: dict[str, tuple[Any, ...]] = {
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),

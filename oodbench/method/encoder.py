@@ -25,8 +25,8 @@ class TextTower(Protocol):
         Arguments:
             tokens   [k n] token ids, padded
             offset   [n width] or [k n width], added to the token and position embeddings; None adds nothing
-            context  [m width] or [k m width], which stand in place of the embeddings of tokens 1 to m, those after the
-                     start token; positions are added to them as to tokens. None leaves the tokens'
+            context  [m width] or [k m width], which replaces the embeddings of tokens 1 to m, after the start token;
+                     positions are added to it as to tokens. None replaces nothing
         Returns:
             [k d] embeddings, not normalised.
         """
@@ -36,7 +36,7 @@ class TextTower(Protocol):
 def with_context(
     embedded: Float[Tensor, "k n width"], context: Float[Tensor, "*k m width"] | None
 ) -> Float[Tensor, "k n width"]:
-    """Return token embeddings with context in place of those of tokens 1 to m: what a text tower does with its context.
+    """Return token embeddings in which context replaces those of tokens 1 to m, as text towers do.
 
     Arguments:
         embedded  [k n width] token embeddings, without positions
@@ -57,9 +57,9 @@ def with_context(
 
 @runtime_checkable
 class Captioner(Protocol):
-    """A language model that writes captions of images, one token after the other.
+    """A language model that generates captions of images token by token.
 
-    A subclass that defines `look` and `follow`, the names of before, gets `encode` and `next_token_logits` from them.
+    A subclass that defines the old names `look` and `follow` gets `encode` and `next_token_logits` from them.
     """
 
     @property
@@ -68,12 +68,12 @@ class Captioner(Protocol):
         ...
 
     def encode(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b m width"]:
-        """Compute what captions are written from; call it once for each image.
+        """Encode images for next_token_logits(); call it once for each image.
 
         Arguments:
             images  [b 3 height width] pixels in [0, 1]
         Returns:
-            [b m width] image tokens for next_token_logits().
+            [b m width] image tokens.
         """
         ...
 
@@ -83,7 +83,7 @@ class Captioner(Protocol):
         """Predict the token that follows.
 
         Arguments:
-            encoded  [b m width] what encode() returned
+            encoded  [b m width] image tokens from encode()
             tokens   [b n] the caption so far, with its start token
         Returns:
             [b v] logits over the vocabulary.
@@ -93,7 +93,7 @@ class Captioner(Protocol):
         ...
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Give a class that defines a method by its old or its new name the other name as well."""
+        """Let a class that defines a method under its old or its new name have the other name as well."""
         super().__init_subclass__(**options)
         defined = dict(vars(cls))
         for old, new in (("look", "encode"), ("follow", "next_token_logits")):
@@ -139,7 +139,7 @@ class Encoder(Protocol):
         ...
 
     def project(self, activations: Float[Tensor, "*b w"]) -> Float[Tensor, "*b d"]:
-        """Apply the last linear map of the image tower, as stored activations need it.
+        """Apply the last linear map of the image tower, for example to stored activations.
 
         Arguments:
             activations  [b w] penultimate activations, see Batch.activations, or [b n w] those of patches
@@ -149,11 +149,11 @@ class Encoder(Protocol):
         ...
 
     def patches(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
-        """Compute features of image patches in the joint space: what the image tower pools, without the pooling.
+        """Compute features of image patches in the joint space: the image tower without its pooling.
 
-        Of a VisionTransformer: with x the input of the last block without its class token, the values of its attention
+        For a VisionTransformer: with x the input of the last block without its class token, the values of its attention
         without mixing, y = x + out_proj(value_proj(ln_1(x))), then ln_post(y + mlp(ln_2(y))) and the last linear map
-        (with LayerScale where the block has it). Of a ModifiedResNet: c_proj(v_proj(.)) of the attention pool at every
+        (with LayerScale where the block has it). For a ModifiedResNet: c_proj(v_proj(.)) of the attention pool at every
         cell, without positions. Needs.PATCHES reads them without another pass.
 
         Arguments:
@@ -166,9 +166,9 @@ class Encoder(Protocol):
         ...
 
     def patch_activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n w"]:
-        """Compute what the last linear map of the image tower reads of every patch: project() of it is patches().
+        """Compute the input of the image tower's last linear map for every patch, from which project() gives patches().
 
-        Of a VisionTransformer: ln_post(y + mlp(ln_2(y))), see patches(). Of a ModifiedResNet: v_proj(.) of the
+        For a VisionTransformer: ln_post(y + mlp(ln_2(y))), see patches(). For a ModifiedResNet: v_proj(.) of the
         attention pool. Needs.PATCH_ACTIVATIONS reads them without another pass.
 
         Arguments:
@@ -201,7 +201,7 @@ class Encoder(Protocol):
         ...
 
     def text_tower(self) -> nn.Module:
-        """Make a trainable copy of the text tower.
+        """Return a trainable copy of the text tower.
 
         Returns:
             A module that is called as a TextTower.
@@ -214,6 +214,6 @@ class Encoder(Protocol):
         """Return the model's caption decoder, see Needs.CAPTIONS.
 
         Raises:
-            UserError  if the model is no CoCa and has none
+            UserError  if the model is not a CoCa, and so has none
         """
         ...

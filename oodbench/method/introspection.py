@@ -45,7 +45,7 @@ _GRADIENTS = {"enable_grad", "set_grad_enabled"}  # score() runs without a gradi
 class Parameter:
     """A hyper-parameter as the source declares it; `kind` is the text of its annotation.
 
-    meaning   what the docstring of the class says of it, or ""
+    meaning   its description in the docstring of the class, or ""
     """
 
     name: str
@@ -64,9 +64,9 @@ class MethodInfo:
     module    import name; "" for a plugin file
     source    sha256 of the method's files (oodbench/method/source_files.py) when they were read
     trained   hyper-parameters that training fixes
-    access    what the method declares, and a gradient at test time; card() adds what follows from the needs
+    access    the declared access, and a gradient at test time; card() adds the fields that follow from the needs
     family    a group of `--methods` in addition to that of the card, or ""
-    sees_itself  of a method that learns from the test images: whether it learns from one before it scores it
+    sees_itself  whether a StreamMethod may learn from an image before it scores that image
     problem   why the source cannot be read as a method, or ""
     """
 
@@ -109,16 +109,16 @@ class MethodInfo:
 
     @property
     def patch_fields(self) -> tuple[str, ...]:
-        """Return which features of patches it reads: fields of Batch and Pairs, and parts of an encoder."""
+        """Return the names of the patch features that it reads: fields of Batch and Pairs, methods of an encoder."""
         return tuple(need.lower() for need in ("PATCHES", "PATCH_ACTIVATIONS") if need in self.needs)
 
     def calibrates(self, parameters: Mapping[str, Any]) -> bool:
-        """Return whether fit() reads ID training images: not if the value that is computed from them is given."""
+        """Return whether fit() reads ID training images: not if the user gave the value that it computes from them."""
         by_hand = self.calibrated and parameters.get(self.calibrated) is not None
         return "CALIBRATION" in self.needs and not by_hand
 
     def card(self, parameters: Mapping[str, Any] | None = None, shots: int | None = None) -> Access:
-        """Return the access card with some hyper-parameters, by default the defaults."""
+        """Return the access card for some hyper-parameters, by default the defaults."""
         calibrates = self.calibrates(self.defaults() if parameters is None else parameters)
         return complete(self.access, self.needs, calibrates=calibrates, shots=shots)
 
@@ -135,7 +135,7 @@ class _Class:
 def describe(name: str, path: Path, origin: str, module: str, subclass: str = "") -> MethodInfo:
     """Describe the method in a file; `subclass` is the name of its class if the file has several.
 
-    What a class does not define is inherited from a class of its file, of its package or of another method.
+    Attributes may be inherited from a class of the same file, of its package or of another method.
     """
     try:
         lineage = _chosen(path, module, subclass)
@@ -264,7 +264,7 @@ def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None
 
 
 def _elsewhere(module: str | None) -> list[Path]:
-    """Return the file of a module of another package, except of the standard library and torch, which are large."""
+    """Return the file of a module of another package, except the standard library and torch, which are large."""
     top = (module or "").partition(".")[0]
     file = source_files.module_file(module) if module and top not in {*sys.stdlib_module_names, "torch"} else None
     return [file] if file and file.suffix == ".py" else []
@@ -288,7 +288,7 @@ def _parameters(lineage: list[_Class]) -> tuple[Parameter, ...]:
             if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
                 name = _name(item.target)
                 if name == "sees_itself":
-                    raise ValueError("sees_itself is no hyper-parameter; write sees_itself: ClassVar[bool] = ...")
+                    raise ValueError("sees_itself is not a hyper-parameter; write sees_itself: ClassVar[bool] = ...")
                 if name not in ("needs", "access", "family"):
                     found[name] = _parameter(name, ast.unparse(item.annotation), item.value)
     return tuple(found.values())
@@ -326,7 +326,7 @@ def _trained(lineage: list[_Class], parameters: tuple[Parameter, ...]) -> tuple[
 
 
 def _access(lineage: list[_Class]) -> Access:
-    """Return the value of `access`, of the nearest class that has one; raise ValueError unless it can be read."""
+    """Return the value of `access` of the nearest class that has one; raise ValueError unless it can be read."""
     value = next((found for one in lineage if (found := _class_variable(one, "access")) is not None), None)
     if value is None:
         return Access()
@@ -359,7 +359,7 @@ def _sees_itself(lineage: list[_Class]) -> bool:
 
 
 def _formula(one: _Class) -> str:
-    """Return the class's own `formula`, as that of a base class is of another score; raise ValueError for no text."""
+    """Return the class's own `formula`, as that of a base class is of another score; raise ValueError for no string."""
     for item in one.node.body:
         if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
             continue  # a hyper-parameter of this name
@@ -372,10 +372,10 @@ def _formula(one: _Class) -> str:
 
 
 def _described(docstring: str, names: set[str]) -> tuple[str, dict[str, str]]:
-    """Return a docstring without its list of hyper-parameters, and what the list says of each.
+    """Return a docstring without its list of hyper-parameters, and the description of each.
 
-    A line of the list is `NAME  MEANING`, with two spaces or more between them, or `NAME, NAME  MEANING`; what
-    continues it is indented.
+    A line of the list is `NAME  MEANING`, with two spaces or more between them, or `NAME, NAME  MEANING`; continuation
+    lines are indented.
     """
     text: list[str] = []
     meanings: dict[str, str] = {}

@@ -30,11 +30,11 @@ class Method(ABC, Generic[State]):
     """One OOD detection method. A subclass is a frozen dataclass; its fields are the hyper-parameters.
 
     Every field has a literal default, the paper's released value; `templates: str` names the prompts. fit() returns
-    what is learnt, and score() gets it as `state`. Nothing is kept on self: several threads call score() at once.
+    the learned state, which score() gets as `state`. Keep nothing on self: several threads call score() at once.
 
     Arguments:
-        needs       what the method reads
-        access      what the method sees beyond what follows from its needs, such as Access(lm_words=True)
+        needs       the inputs that the method reads
+        access      access that does not follow from `needs`, such as Access(lm_words=True)
         family      a second group of `--methods`, such as "post-hoc" for a score of logits alone, as in GEN
         calibrated  name of the hyper-parameter that calibration images determine when it is None; "" if there is none
         formula     LaTeX of the score, and after an empty line its symbols, one a line: SYMBOL, two spaces, its meaning
@@ -48,16 +48,16 @@ class Method(ABC, Generic[State]):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views of an image that batch.views holds, in this order; a method that declares Needs.VIEWS has some."""
+        """The views of an image in batch.views, in this order; a method that declares Needs.VIEWS has at least one."""
         return ()
 
     def fit(self, task: Task) -> State:
-        """Learn what the method knows before it sees a test image.
+        """Compute the state that score() needs, before the first test image.
 
         Arguments:
             task  class names, text, encoder and calibration images
         Returns:
-            The state, which score() gets; None for most zero-shot methods.
+            The state, which is passed to score(); None for most zero-shot methods.
         """
         return None  # type: ignore[return-value]
 
@@ -74,9 +74,9 @@ class Method(ABC, Generic[State]):
         """
 
     def text_encodings(self, classes: int) -> int | None:
-        """Count the texts that fit() encodes if none is stored, without the class prompts under `templates`.
+        """Return how many texts fit() encodes if none is stored, without the class prompts under `templates`.
 
-        The plan of a run prints it. It must be known from the hyper-parameters, without an encoder.
+        The plan of a run shows the number. It must follow from the hyper-parameters, without an encoder.
 
         Arguments:
             classes  number of class names
@@ -112,14 +112,14 @@ class Method(ABC, Generic[State]):
         """Explain the score of one image, the only one of the batch.
 
         Returns:
-            Lists of (name, value) by heading, for people to read.
+            Lists of (name, value), by heading.
         """
         return {}
 
 
 @dataclass(frozen=True)
 class TrainedMethod(Method[State]):
-    """A method with a part that is trained once per encoder, on images and captions.
+    """A method with a module that is trained once per encoder, on images and captions.
 
     It declares Needs.WEIGHTS, and fit() finds the trained weights in task.weights. The loop of `oodbench train` calls
     inputs() once per chunk of a step, embed() with and without gradient, and loss() once for the global batch, whatever
@@ -139,17 +139,17 @@ class TrainedMethod(Method[State]):
 
     @abstractmethod
     def module(self, encoder: Encoder) -> nn.Module:
-        """Make the trainable part as it is before the first step.
+        """Return the module to train, before the first step.
 
         Arguments:
             encoder  the frozen CLIP
         Returns:
-            A module whose state_dict() is what is saved. Draw random numbers from torch's global generator.
+            A module whose state_dict() is saved. Draw random numbers from torch's global generator.
         """
 
     @abstractmethod
     def inputs(self, pairs: Pairs, encoder: Encoder) -> dict[str, Tensor]:
-        """Compute all that embed() reads, without gradient.
+        """Compute the inputs of embed(), without gradient.
 
         Arguments:
             pairs    b pairs
@@ -160,12 +160,13 @@ class TrainedMethod(Method[State]):
 
     @abstractmethod
     def embed(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute what loss() reads of each pair.
+        """Compute the inputs of loss() for each pair.
 
-        Called under torch.no_grad() first and then with gradient: it must return the same both times, draws included.
+        It is called under torch.no_grad() first and then with gradient, and must return the same values both times,
+        random numbers included.
 
         Arguments:
-            module  what module() returned, as trained so far
+            module  the module of module(), as trained so far
             inputs  what inputs() returned
         Returns:
             [b ...] tensors by name, small enough to be kept for the global batch.
@@ -192,7 +193,7 @@ class TrainedMethod(Method[State]):
         Raises:
             ValueError  if the checkpoint does not fit, or the method has no released layout (the default)
         """
-        raise ValueError("only weights written by `oodbench train` are known, not this checkpoint")
+        raise ValueError("the method reads weights written by `oodbench train`, not this checkpoint")
 
     def release(self, tensors: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Invert translate().
@@ -210,7 +211,7 @@ class TrainedMethod(Method[State]):
 
 @dataclass(frozen=True)
 class FewShotMethod(TrainedMethod[State]):
-    """A method with a part that is trained on a few labelled ID images, for one encoder and one list of classes.
+    """A method with a module that is trained on a few labelled ID images, for one encoder and one list of classes.
 
     `oodbench train METHOD --id SET --shots 16 --seed 1` trains it with the loop of TrainedMethod: inputs() reads
     pairs.labels instead of captions, pairs.patches if `needs` names PATCHES, and pairs.patch_activations if it names
@@ -222,19 +223,19 @@ class FewShotMethod(TrainedMethod[State]):
 
     @abstractmethod
     def module(self, encoder: Encoder, classes: Sequence[str]) -> nn.Module:  # type: ignore[override]
-        """Make the trainable part as it is before the first step.
+        """Return the module to train, before the first step.
 
         Arguments:
             encoder  the frozen CLIP
             classes  the k class names, in label order
         Returns:
-            A module whose state_dict() is what is saved: what is learnt, without the frozen CLIP. Draw random numbers
+            A module whose state_dict() is saved: the trained tensors, without the frozen CLIP. Draw random numbers
             from torch's global generator.
         """
 
 
 def make_module(method: TrainedMethod[Any], encoder: Encoder, classes: Sequence[str]) -> nn.Module:
-    """Make the trainable part of a method; one that is trained on labelled images is given the class names."""
+    """Return the module that a method trains; a FewShotMethod is given the class names."""
     return method.module(encoder, classes) if isinstance(method, FewShotMethod) else method.module(encoder)
 
 
@@ -255,8 +256,8 @@ def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
 def check_scores(scores: object, images: int, function: str = "score()") -> npt.NDArray[np.float64]:
     """Return scores in float64; raise UserError unless they are one real number per image that float64 represents.
 
-    `function` is what returned them, for the message. The conversion of half precision loses nothing; images that tie
-    in half precision still tie.
+    `function` names their source in the message. The conversion from half precision loses nothing; images that tie in
+    half precision still tie.
     """
     if not isinstance(scores, Tensor) or scores.shape != (images,):
         found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -264,13 +265,13 @@ def check_scores(scores: object, images: int, function: str = "score()") -> npt.
     if scores.dtype == torch.bool or scores.is_complex():
         raise UserError(f"{function} must return real numbers, not {scores.dtype}")
     if not scores.is_floating_point() and images and max(int(scores.max()), -int(scores.min())) > INTEGERS:
-        raise UserError(f"{function} returns integers beyond 2^53, which float64 does not tell apart; return float64")
+        raise UserError(f"{function} returns integers beyond 2^53, which float64 cannot distinguish; return float64")
     wide: npt.NDArray[np.float64] = scores.detach().double().cpu().numpy()
     return wide
 
 
 def check_predictions(predictions: object, images: int, classes: int, function: str = "predict()") -> None:
-    """Raise ValueError unless there is one class index per image; `function` is what returned them, for the message."""
+    """Raise ValueError unless there is one class index per image; `function` names their source in the message."""
     if not isinstance(predictions, Tensor) or predictions.shape != (images,) or predictions.is_floating_point():
         found = list(predictions.shape) if isinstance(predictions, Tensor) else type(predictions).__name__
         raise ValueError(f"{function} must return one class index per image, [{images}], not {found}")

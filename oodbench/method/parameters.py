@@ -14,13 +14,13 @@ from oodbench.errors import UserError, raise_all
 _PLAIN = {"true": True, "false": False, "none": None}
 _TYPES = {"None": type(None), "bool": bool, "int": int, "float": float, "str": str}
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
-_NAME = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|((?!\s*")[^,]*))(?:,|$)')  # what is quoted, or what is not
+_NAME = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|((?!\s*")[^,]*))(?:,|$)')  # a quoted or an unquoted name
 _SYNTAX = "write name[parameter=value,...]"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A requested method: its name and the hyper-parameters in brackets; `named` is False in a group's place."""
+    """A requested method: its name and the hyper-parameters in brackets; `named` is False if a group stood for it."""
 
     name: str
     overrides: dict[str, Any]
@@ -49,7 +49,7 @@ def parse_value(text: str) -> Any:
 
 
 def conform(value: Any, kind: str) -> Any:
-    """Convert a value to a type written as `float | None` or `Literal["atd", "ctw"]`; raise ValueError if it is none.
+    """Convert a value to a type such as `float | None` or `Literal["atd", "ctw"]`; raise ValueError if it does not fit.
 
     An int becomes a float, and a list a tuple, if the type says so: equal values then have one key in the store.
     """
@@ -61,7 +61,7 @@ def conform(value: Any, kind: str) -> Any:
             return value
         if part.startswith("Literal["):
             for option in ast.literal_eval(f"({part[8:-1]},)"):
-                # `none` is read as None, but here it may be the word.
+                # parse_value() reads `none` as None, but it may be an option.
                 if (type(value) is type(option) and value == option) or (value is None and option == "none"):
                     return option
     for part in kinds:
@@ -159,7 +159,7 @@ def written(value: Any) -> str:
 
 
 def _is_choice(value: str) -> bool:
-    """Return whether a value is a method with hyper-parameters in brackets, which is read without quotes, too."""
+    """Return whether a value is a method with hyper-parameters in brackets, which needs no quotes."""
     if not re.fullmatch(r"[\w-]+\[\w+=.*\]", value, re.DOTALL):
         return False
     try:

@@ -1,4 +1,4 @@
-"""The registry of methods: they are found as files, described without importing them, and imported when chosen.
+"""The registry of methods, which are found as files, described without importing them, and imported when chosen.
 
 Built-in methods are the files of `oodbench_methods`; others come from the entry-point group `oodbench.methods` or from
 a file given on the command line. A plugin that cannot be imported fails only when it is chosen.
@@ -39,7 +39,7 @@ NAMED_GROUPS = ("core", *FAMILIES.values(), "all")  # words of `--methods`
 def methods(plugins: Sequence[Path] = ()) -> dict[str, MethodInfo]:
     """Return all methods, sorted by name; raise UserError naming both files if a plugin has the name of another method.
 
-    A method whose name an installed package takes as well has a problem, which is reported when it is chosen.
+    If an installed package takes the name of a method, that is a problem of the method, reported when it is chosen.
     """
     found: dict[str, MethodInfo] = {}
     problems = [problem for path in plugins if (problem := _plugin_problem(expand(path)))]
@@ -105,14 +105,14 @@ def load(info: MethodInfo) -> type[Method[Any]]:
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise UserError(f"{where} does not import: {reason}; -v shows where") from error
     if not isinstance(found, type) or not issubclass(found, Method):
-        raise UserError(f"{where}: {info.subclass} is no subclass of oodbench.method.Method")
+        raise UserError(f"{where}: {info.subclass} is not a subclass of oodbench.method.Method")
     if problem := _undeclared(info, found):
         raise UserError(f"{where}: {problem}")
     return found
 
 
 def _undeclared(info: MethodInfo, found: type[Method[Any]]) -> str:
-    """Return what a class has that its source does not show, or "": keys of stored scores follow from the source."""
+    """Return what a class has that its source does not state, or "": keys of stored scores follow from the source."""
     from oodbench.method import FewShotMethod, Needs, StreamMethod
 
     hidden = [field.name for field in dataclasses.fields(found) if field.init and field.name not in info.defaults()]
@@ -135,7 +135,7 @@ def _undeclared(info: MethodInfo, found: type[Method[Any]]) -> str:
 
 @contextlib.contextmanager
 def imported_anew(info: MethodInfo) -> Iterator[None]:
-    """Within the context, load() imports a method's modules again, without what they have stored at module level."""
+    """Within the context, load() imports a method's modules again, without the module state of earlier imports."""
     own = set(map(str, source_files.files(info.path, info.module)))
     before = {name: module for name, module in sys.modules.items() if getattr(module, "__file__", None) in own}
     for name in before:
@@ -200,7 +200,7 @@ def _from_entry_points() -> Iterable[MethodInfo]:
 def _plugin_problem(path: Path) -> str:
     """Return why a path cannot be a plugin, or ""."""
     if not path.is_file():
-        return f"plugin file {path} does not exist" if not path.exists() else f"plugin {path} is no file"
+        return f"plugin file {path} does not exist" if not path.exists() else f"plugin {path} is not a file"
     if path.suffix != ".py" or path.stem in NAMED_GROUPS or not re.fullmatch(r"[A-Za-z0-9_-]+", path.stem):
         return (
             f"plugin file {path} names no method: its name must be letters, digits, - and _, then .py, and not that of "
@@ -214,7 +214,7 @@ def _from_file(path: Path) -> MethodInfo:
 
 
 def import_file(name: str, path: Path) -> ModuleType:
-    """Import a file under a name, as a package, so that `from ._part import x` works; what it raises is raised."""
+    """Import a file under a name, as a package, so that `from ._part import x` works; its errors are raised."""
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])

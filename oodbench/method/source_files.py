@@ -1,9 +1,9 @@
 """The source files and data files of a method, found with `ast`: their digest is part of the key of its scores.
 
-Counted are the files of relative imports, of imports of the method's own package, of a module in the folder of a plugin
-file and of `oodbench_methods`, also by `importlib.import_module` with a literal name; and data files whose names are
-literals in the source, also in folders that are named. Imports from elsewhere on sys.path, and names that are computed,
-are not followed.
+The files are those of relative imports, of imports from the method's own package, from the folder of a plugin file and
+from `oodbench_methods`, including `importlib.import_module` with a literal name; and data files whose names are
+literals in the source, including those in named folders. Imports from elsewhere on sys.path and computed names are not
+followed.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def strings(node: ast.AST) -> list[str]:
 
 
 def _data_files(folder: Path, names: Collection[str], depth: int = 0) -> Iterator[Path]:
-    """Iterate over files in the folder of a source file, and in subfolders that it names, that it names."""
+    """Iterate over the files that a source file names, in its folder and in subfolders that it names."""
     with os.scandir(folder) as entries:
         present = {entry.name for entry in entries}
     for name in names:

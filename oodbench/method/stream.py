@@ -16,13 +16,12 @@ from oodbench.method.task import Task
 
 @dataclass(frozen=True)
 class StreamMethod(Method[State]):
-    """A method that learns from the test images: test-time adaptation. Its rows stand in a table of their own.
+    """A method that learns from the test images: test-time adaptation. Its results have a table of their own.
 
     For every pair of the ID set and an OOD set, and for every stream seed, the images of both sets come mixed in the
-    order of the stream protocol (docs/streams.md), unlabelled and in batches. begin() starts again for each stream, and
-    all that is learnt is in the state that step() returns: nothing is kept elsewhere. A hyper-parameter
-    `base: str = "mcm"` names another method, whose score of each image is in batch.base; users write
-    `oodd[base=neglabel[groups=10]]`.
+    order of the stream protocol (docs/streams.md), unlabelled and in batches. begin() is called for each stream, and
+    everything that is learned belongs to the state that step() returns. A hyper-parameter `base: str = "mcm"` names
+    another method, and batch.base has its score of each image; users write `oodd[base=neglabel[groups=10]]`.
 
     Arguments:
         needs        FEATURES, ACTIVATIONS, CALIBRATION, LABELS, WEIGHTS and ENCODER are possible together with STREAM
@@ -53,8 +52,8 @@ class StreamMethod(Method[State]):
             task   as in begin()
             state  what begin() or the step before returned; it may be changed in place
         Returns:
-            [b] real scores, higher = more in-distribution; the state for the next step; and [b] class indices, if
-            predictions are not those of predict(), which reads text alone, or where that returns None of the base.
+            [b] real scores, higher = more in-distribution; the state for the next step; and optionally [b] class
+            indices. Without these the predictions are those of predict(), or of the base if predict() returns None.
         """
 
     def score(self, batch: Batch, task: Task, state: State) -> NoReturn:

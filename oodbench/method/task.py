@@ -1,4 +1,4 @@
-"""Task: all that is known before a test image, and the reductions of logits that methods share."""
+"""Task: everything that is known before the first test image, and the reductions of logits that methods share."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class MethodResources:
-    """What the harness provides to one method alone.
+    """Resources that the harness provides to one method alone.
 
     Arguments:
         weights  () -> its trained weights
@@ -82,7 +82,7 @@ class MethodResources:
 
 
 class Task:
-    """All that is known before a test image: class names, text, encoder, calibration images. It holds no OOD image.
+    """Class names, text, encoder and calibration images: everything that is known before the first test image.
 
     Arguments:
         classes  the k ID class names, in label order (duplicates are kept)
@@ -119,7 +119,7 @@ class Task:
         return view
 
     def intact(self) -> bool:
-        """Return whether no method wrote into what it was given; class vectors are restored if one did."""
+        """Return whether no method wrote into shared tensors; class vectors are restored if one did."""
         intact = self._shared.intact() and self._shared_cosines.intact()
         if not intact:
             self._last_cosines.clear()
@@ -152,12 +152,12 @@ class Task:
         self._vectors(templates)
 
     def cached(self, compute: Callable[[], Tensor], /, **depends_on: object) -> Tensor:
-        """Return compute(), which is called once; after that the stored tensor is read.
+        """Return compute(), which is called once; later calls read the stored tensor.
 
         Arguments:
             compute     () -> a tensor
-            depends_on  hyper-parameters that it depends on, by name. Encoder, precision, class names, weights, seed,
-                        calibration images, the files that hyper-parameters name and the method's source always count
+            depends_on  hyper-parameters that it depends on, by name. The key always has encoder, precision, class
+                        names, weights, seed, calibration images, files that hyper-parameters name and the source
         Returns:
             The tensor, on the device of the run.
         """
@@ -167,8 +167,8 @@ class Task:
         """Iterate over the ID training images of the split that the protocol names, for fit().
 
         Returns:
-            Batches with features, embeddings and activations, without pixels; with labels if the method declares
-            Needs.LABELS, and then with `--shots K` of K images a class.
+            Batches with features, embeddings and activations, without pixels. If the method declares Needs.LABELS they
+            have labels, and with `--shots K` there are K images of each class.
         Raises:
             Undeclared  if the method does not declare Needs.CALIBRATION
         """
@@ -188,7 +188,7 @@ class Task:
 
         Arguments:
             prompts    n prompts, or n words with `templates`
-            templates  None, or the templates into which the words are put, as for text(); the hyper-parameter that
+            templates  None, or the templates that the words are put into, as for text(); the hyper-parameter that
                        names them is `templates` or ends in `_templates`
             average    how the embeddings of a word are averaged over the templates, as for text()
         Returns:
@@ -205,8 +205,8 @@ class Task:
 
         Arguments:
             templates  name of a prompt set, a file with one template a line, or one template with `{}` in it
-            average    "normalised": prompts are normalised, averaged and normalised again; "raw": the embeddings are
-                       averaged as the text tower gives them, and then normalised
+            average    "normalised": prompts are normalised, averaged and normalised again; "raw": the embeddings of
+                       the text tower are averaged, and then normalised
         Returns:
             [k d] vectors of unit length. Do not write into them.
         """
@@ -221,7 +221,7 @@ class Task:
 
         Arguments:
             texts      n texts; equal ones are encoded once
-            templates  the templates into which they are put, as for text()
+            templates  templates that the texts are put into, as for text()
             average    as for text()
         Returns:
             [n d] vectors of unit length.
@@ -251,7 +251,7 @@ class Task:
         return self._shared_cosines.track(cosines) if factor == 1 else cosines * factor
 
     def largest(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, " b"]:
-        """Return logits(features, templates, scale).amax(-1), [b]; the reduction is shared by all methods."""
+        """Return logits(features, templates, scale).amax(-1), [b]; it is computed once for all methods."""
         factor = self.scale if scale is None else scale
         if factor <= 0:
             return self.logits(features, templates, scale).amax(-1)
@@ -259,14 +259,14 @@ class Task:
         return self._cosines(features, templates).gather(-1, index).squeeze(-1) * factor  # rounds as the logits do
 
     def logsumexp(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float64[Tensor, " b"]:
-        """Return logsumexp of logits(features, templates, scale), [b], summed in float64; shared by all methods."""
+        """Return logsumexp of logits(features, templates, scale), [b], in float64; computed once for all methods."""
         factor = self.scale if scale is None else scale
         largest = self.largest(features, templates, scale)
         key = (templates, "logsumexp", repr(factor))
         return self._reduced(features, key, lambda cosines: scaled_logsumexp(cosines, factor, largest))
 
     def best(self, features: Float[Tensor, "b d"], templates: str) -> Int64[Tensor, " b"]:
-        """Return the index of every image's nearest class, [b], the first of equally near ones; shared as well."""
+        """Return the index of every image's nearest class, [b], the first of equally near ones."""
         return self._reduced(features, (templates, "best"), first_argmax)
 
     def seen_by(self, needs: Needs, own: MethodResources | None = None) -> Task:
@@ -292,7 +292,7 @@ class Task:
         return self._reductions[key].clone()
 
     def _vectors(self, templates: str, average: str = "normalised") -> Tensor:
-        """Return class vectors untracked: what only this module reads needs no checksum after every batch."""
+        """Return class vectors untracked: tensors that only this module reads need no checksum after every batch."""
         with self._lock:
             key = (templates, average)
             if key not in self._class_vectors:

@@ -1,4 +1,4 @@
-"""A toy dataset with a linear CLIP, its captioner, and images near to and far from the texts of the classes."""
+"""A toy dataset with a linear CLIP, its captioner, and images near and far from the texts of the classes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
 WIDTH, DEPTH, SIDE = 24, 16, 8
 TOKENS, CONTEXT = 4096, 77  # of the vocabulary, whose last two are start and end, and of a prompt, as in CLIP
 TRAIN = 1024  # calibration images: more than the neighbours, components or images of a class that methods ask for
-THINGS = 4  # that the OOD images of a stream show
+THINGS = 4  # different objects in the OOD images of a stream
 
 
 class ToyEncoder:
-    """A linear CLIP; an image of class i is an image whose embedding is near to the text embedding of class i."""
+    """A linear CLIP; an image of class i has an embedding near the text embedding of class i."""
 
     scale = 100.0
     size = (SIDE, SIDE)
@@ -88,7 +88,7 @@ class ToyEncoder:
 class ToyTower(nn.Module):
     """A text tower with the names of CLIP's parameters: the subject's vector plus a tenth of the prompt's.
 
-    They are the tokens before the end token. A tenth of the mean of the context vectors is added, too.
+    Both are tokens before the end token. A tenth of the mean of the context vectors is added, too.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class ToyWorld:
         self.ood = self.images(torch.nn.functional.normalize(other, dim=-1))
         things = torch.nn.functional.normalize(other[:THINGS], dim=-1).repeat(len(self.id) // THINGS, 1)
         of_things = things + 0.15 * _tensor(rng.normal(size=things.shape)).to(device)
-        self._stream_ood = self.images(of_things)  # as of a real set: one knows an image by those that came before
+        self._stream_ood = self.images(of_things)  # as in a real set, earlier images resemble later ones
 
     def images(self, near: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 height width"]:
         """Return images that embed near texts, offset by one direction as in CLIP (the modality gap)."""
@@ -166,7 +166,7 @@ class ToyWorld:
         return Task(CLASSES, self.encoder.scale, Sources(text, words, lambda: self.encoder, calibration))
 
     def pairs(self, step: int) -> Pairs:
-        """Return captions of the classes and of 120 other things, with embeddings near to them."""
+        """Return captions of the classes and of 120 other things, with embeddings near them."""
         rng = np.random.default_rng(step)
         names = [*CLASSES, *(f"thing{i}" for i in rng.choice(1000, size=120, replace=False))]
         captions = tuple(f"a photo of a {name}" for name in names)
@@ -178,7 +178,7 @@ class ToyWorld:
     def labelled_pairs(self, step: int) -> Pairs:
         """Return 64 of the labelled images, as a FewShotMethod is trained on them.
 
-        They are shifted towards another text, so that there is something to learn: they are no easy images.
+        They are shifted towards another text, so that they are hard enough for the loss to decrease.
         """
         rows = torch.from_numpy(np.random.default_rng(step).permutation(TRAIN)[:64])
         shift = self.images(torch.nn.functional.normalize(self.encoder.text(["thing"]), dim=-1)) - 0.5

@@ -1,4 +1,4 @@
-"""What the training of a method is given and gives back: the optimiser's settings, image-caption pairs, weights."""
+"""The inputs and outputs of the training of a method: optimiser settings, image-caption pairs, weights."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ class Optimiser:
         epochs        passes over the training pairs
         batch         pairs per step, over all processes
         cosine        whether the learning rate decays to 0 along a cosine; if not it stays at `lr` after the warm-up
-        no_decay      parts of names: parameters that have one of them in their name are not decayed, nor are parameters
+        no_decay      parts of parameter names: parameters whose name has one of them are not decayed, nor are those
                       with fewer than two axes
         epsilon_hat   where `eps` is added: to the root of the bias-corrected second moment, as torch does (False), or
-                      before the correction, as transformers' AdamW did (True; Kingma and Ba call it epsilon hat). At
-                      step t the second is the first with eps / sqrt(1 - betas[1] ** t): 32 times eps at step 1 of
+                      before the correction, as transformers' AdamW did (True; Kingma and Ba call it epsilon hat). True
+                      equals False with eps / sqrt(1 - betas[1] ** t) at step t: 32 times eps at step 1 for
                       betas[1] = 0.999
         kind          "adamw" or "sgd", which reads neither betas nor eps
         momentum      of SGD
         warmup_lr     learning rate throughout the warm-up; None rises linearly to `lr`
         warmup_epochs epochs of warm-up, instead of `warmup` steps
         per_epoch     whether the cosine changes once an epoch, as in Dassl (CoOp, LoCoOp): the e-th epoch after the
-                      warm-up, from 0, has lr * (1 + cos(pi * e / E)) / 2, where E are the epochs of the whole training
+                      warm-up, from 0, has lr * (1 + cos(pi * e / E)) / 2, where E is the number of all epochs
     Raises:
         ValueError  for another kind, a momentum without SGD, or a warm-up in steps and epochs
     """
@@ -84,7 +84,7 @@ class Optimiser:
         if self.kind not in ("adamw", "sgd"):
             raise ValueError(f'kind is "adamw" or "sgd", not {self.kind!r}')
         if self.kind == "adamw" and self.momentum:
-            raise ValueError(f'momentum={self.momentum} is of SGD: write kind="sgd"; AdamW has betas')
+            raise ValueError(f'momentum={self.momentum} is for SGD: write kind="sgd"; AdamW has betas')
         if self.warmup and self.warmup_epochs:
             raise ValueError(f"warmup={self.warmup} steps and warmup_epochs={self.warmup_epochs}: give one of them")
 
@@ -97,7 +97,7 @@ class Optimiser:
     def as_recorded(self) -> dict[str, Any]:
         """Return the settings under the names that weight files and checkpoints record, where `no_decay` is `bare`.
 
-        Later fields are left out if they are the defaults, as in files of before they existed.
+        Fields that were added later are left out if they have their defaults, as in older files.
         """
         usual = Optimiser()
         later = ("kind", "momentum", "warmup_lr", "warmup_epochs", "per_epoch")
@@ -111,10 +111,10 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Some image-caption pairs of one training step, or some labelled images of the training of a FewShotMethod.
+    """Image-caption pairs of one training step, or labelled images if a FewShotMethod is trained.
 
     Arguments:
-        embeddings  [b d] image embeddings as the encoder gave them, not normalised
+        embeddings  [b d] image embeddings, not normalised
         captions    b captions; empty for labelled images
         positions   [b] positions in the step's global batch; draws depend on them, never on chunks or processes
         step        step of the optimiser, from 0
@@ -162,9 +162,7 @@ class Pairs:
         return nn.functional.normalize(self.embeddings, dim=-1)
 
     def text(self, encoder: Encoder) -> Float[Tensor, "b d"]:
-        """Return the captions' embeddings by the frozen text tower, of unit length.
-
-        Stored embeddings are used where the training data have them.
+        """Return the frozen text tower's embeddings of the captions; stored ones are read if there are any.
 
         Arguments:
             encoder  the frozen CLIP

@@ -1,4 +1,4 @@
-"""View: a transform of images that a method declares, whose embeddings are stored and given to it as `batch.views`."""
+"""View: a transform that a method declares; the embeddings of the transformed images are its `batch.views`."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _PLAIN = (str, int, float, bool, type(None))
 class View:
     """A transform of every image, such as View(mirrored) or View(blurred, sigma=2).
 
-    Embeddings of a view are stored by the function's name, its parameters and the method's source, so that a method
-    never gets those of another function.
+    The key of stored embeddings has the function's name, its parameters and the method's source, so that a method never
+    reads those of another function.
 
     Arguments:
         function    (image, **parameters) -> the transformed image, defined at the top level of the method's files.
-                    It is given a PIL image in RGB, of the size in which it is stored, and returns such an image of any
-                    size or a uint8 array [h w 3]; resize, crop and normalisation of the model follow. If it has a
-                    parameter `rng`, this is a numpy.random.Generator, seeded by the image's pixels, the view and the
-                    run's seed: draw from nothing else
+                    It is given a PIL image in RGB at its original size, and returns an image of any size or a uint8
+                    array [h w 3]; resize, crop and normalisation of the model follow. A parameter `rng` is a
+                    numpy.random.Generator seeded by the image's pixels, the view and the run's seed; draw all random
+                    numbers from it
         parameters  strings, numbers, booleans and None
     Raises:
-        ValueError  if the function has no name of its own, or does not take the parameters
+        ValueError  if the function is not defined at the top level, or does not take the parameters
     """
 
     def __init__(self, function: Callable[..., Any], /, **parameters: Any) -> None:
@@ -75,7 +75,7 @@ class View:
 
 @dataclass(frozen=True)
 class KeyedView:
-    """A view with all that its images depend on, by which their embeddings are stored."""
+    """A view with the key of its stored embeddings: everything that its images depend on."""
 
     view: View
     key: Mapping[str, Any]
@@ -103,7 +103,7 @@ class KeyedView:
 
 
 def content_of(image: Image) -> bytes:
-    """Return the digest of an image's pixels, by which views draw their random numbers."""
+    """Return the digest of an image's pixels, which seeds the random numbers of views."""
     return hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).digest()
 
 

@@ -1,4 +1,4 @@
-"""Bootstrap: the metrics of many resamples of the images, from counts on scores that are sorted once."""
+"""Bootstrap: the metrics of many resamples of the images, computed from counts on scores that are sorted once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Workspace:
         self._arrays: dict[str, Floats] = {}
 
     def array(self, name: str, rows: int, columns: int) -> Floats:
-        """Return an uninitialised array [rows, columns], the same memory for the same name."""
+        """Return an uninitialised array [rows, columns]; the same name gets the same memory."""
         if name not in self._arrays or self._arrays[name].size < rows * columns:
             self._arrays[name] = np.zeros(rows * columns)
         return self._arrays[name][: rows * columns].reshape(rows, columns)
@@ -37,16 +37,16 @@ class LevelCounts(Protocol):
     """Counts per level (distinct score) of resamples of one image set."""
 
     def level_at(self, positions: NDArray[Any] | int) -> Counts:
-        """Return the level [replicates] of the image at an ascending position from 0, one for all or one each."""
+        """Return the levels [replicates] at 0-based positions among the sorted images; one position may serve all."""
 
     def count_below(self, levels: Counts) -> NDArray[Any]:
-        """Return the number of images [replicates] below a level of each replicate."""
+        """Return the numbers of images [replicates] below the given level of each replicate."""
 
 
 class CumulativeSums:
-    """Images drawn per level, `cells` [replicates, levels], and below each level, `below` [replicates, levels + 1].
+    """Images drawn per level (`cells` [replicates, levels]) and below each level (`below` [replicates, levels + 1]).
 
-    The counts are stored as float64, which holds them exactly and saves conversions.
+    The counts are stored as float64, which represents them exactly and avoids conversions.
     """
 
     def __init__(self, side: ScoreSide, times: Times, scratch: Workspace, name: str) -> None:
@@ -68,7 +68,7 @@ class CumulativeSums:
 class BlockSums:
     """The counts of CumulativeSums for a few levels only, in a quarter of the time.
 
-    Sums are stored per block of levels, and computed within a block when a level of it is needed.
+    Sums are stored per block of levels, and computed within a block on demand.
     """
 
     def __init__(self, side: ScoreSide, times: Times) -> None:
@@ -110,8 +110,8 @@ class Resampler:
     The resamples depend on seed, name and n alone, not on how many are drawn at once: methods scored on the same images
     get the same resamples, which makes the comparison paired, and the ID images are resampled once for all OOD sets.
 
-    The counts of independent draws are independent Poisson counts given their sum. So every image gets a Poisson count
-    from a table, with a mean a little below 1, and the rest up to n is drawn image by image, in a quarter of the time.
+    Multinomial counts are independent Poisson counts given their sum. So every image gets a Poisson count from a table,
+    with a mean slightly below 1, and the rest up to n is drawn image by image, which takes a quarter of the time.
     """
 
     def __init__(self, name: str, n: int, seed: int = 0) -> None:
@@ -147,7 +147,7 @@ def _sequence(name: str, seed: int) -> np.random.SeedSequence:
 
 
 def _poisson(mean: float) -> Times:
-    """Return 65,536 counts, a random one of which is Poisson with probabilities rounded to 1 / 65,536."""
+    """Return a table of 65,536 counts: a random entry is Poisson, with probabilities rounded to 1 / 65,536."""
     probabilities, probability = [], math.exp(-mean)
     for k in range(1, 40):
         probabilities.append(probability)
@@ -157,7 +157,7 @@ def _poisson(mean: float) -> Times:
 
 
 def chunks(replicates: int, images: int, cells: int) -> Iterator[int]:
-    """Yield sizes of batches of replicates, each with about `cells` counts, which fit into the processor's cache."""
+    """Yield sizes of batches of replicates; each has about `cells` counts, which fit into the processor's cache."""
     most = max(1, cells // images)
     for start in range(0, replicates, most):
         yield min(most, replicates - start)
@@ -241,7 +241,7 @@ class ResampledPair:
 
 
 def measured(resampled: ResampledPair, settings: Settings, metrics: Collection[str] = METRICS) -> dict[str, Floats]:
-    """Return each metric's value on each resample [replicates], as `evaluate` gives it on the resampled images."""
+    """Return each metric's value on each resample [replicates], equal to `evaluate` on the resampled images."""
     pair, id, ood = resampled.pair, resampled.id, resampled.ood
     n, m = pair.id.n, pair.ood.n
     rows = len(id.cells)
@@ -256,7 +256,7 @@ def measured(resampled: ResampledPair, settings: Settings, metrics: Collection[s
     if "auroc" in metrics:
         concordant_x2 = at(ood.below, pair.ood_below, "a")
         concordant_x2 += at(ood.below, pair.ood_up_to, "b")
-        concordant_x2 *= id.cells  # summed by numpy: a product of matrices would wake the threads of BLAS
+        concordant_x2 *= id.cells  # summed by numpy: a matrix product would start BLAS threads
         found["auroc"] = auroc(concordant_x2.sum(axis=1), n, m)
     if "aupr_in" in metrics:
         false = at(ood.below, pair.ood_below, "a")
@@ -292,7 +292,7 @@ def _area(counts: Floats, found: Floats, false: Floats, false_before: Floats | N
 
 
 def fprs(pair: ScorePair, id: LevelCounts, ood: LevelCounts, rule: str, metrics: Collection[str]) -> dict[str, Floats]:
-    """Return those of the two FPR95s that are among `metrics`, each [replicates]."""
+    """Return the FPR95s that are in `metrics`, each [replicates]."""
     found = {}
     if "fpr95" in metrics:
         found["fpr95"] = fpr95(pair, id, ood, rule, min_accepted(pair.id.n, TPR), TPR)
@@ -304,7 +304,7 @@ def fprs(pair: ScorePair, id: LevelCounts, ood: LevelCounts, rule: str, metrics:
 def fpr95(
     pair: ScorePair, id: LevelCounts, ood: LevelCounts, rule: str, accepted: Counts | int, tpr: Floats | float
 ) -> Floats:
-    """Return the FPR [replicates] at the threshold that accepts `accepted` ID images, the fewest for this TPR."""
+    """Return the FPR [replicates] at the threshold that accepts `accepted` ID images, the minimum for this TPR."""
     n, m = pair.id.n, pair.ood.n
     level = id.level_at(n - accepted)
     negatives = m - ood.count_below(pair.ood_below[level])
@@ -328,7 +328,7 @@ def fpr95(
 def fpr95_ood(
     pair: ScorePair, id: LevelCounts, ood: LevelCounts, rule: str, rejected: Counts | int, tpr: Floats | float
 ) -> Floats:
-    """Return the rate [replicates] of ID images rejected where `rejected` OOD images are: OOD is positive."""
+    """Return the fraction [replicates] of ID images rejected at the threshold that rejects `rejected` OOD images."""
     n, m = pair.id.n, pair.ood.n
     level = ood.level_at(rejected - 1)
     negatives = id.count_below(pair.id_up_to[level])

@@ -1,9 +1,8 @@
 """Counts of ID and OOD images at every score threshold, from one sort of all scores.
 
-Each score becomes an integer key whose lowest bit is 1 for ID. The bits of a float64, with those of negative numbers
-inverted, order as an integer does. Scaled by a power of two to below 2, a float64 leaves the highest bit free, so that
-the label fits; OOD comes first among ties. The sorted keys are then counted in blocks that fit into the processor's
-cache.
+Each score becomes an integer key with the label as its lowest bit: 1 for ID, so OOD comes first among ties. The bits
+of a float64, inverted for negative numbers, sort like integers. Scaling by a power of two to below 2 frees the highest
+bit, which makes room for the label. The sorted keys are then counted in blocks that fit into the processor's cache.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ThresholdPoint:
-    """Counts at a threshold: images below its score and images that have it.
+    """Counts at a threshold: images with lower scores and images with exactly this score.
 
     neighbour  OOD images up to the next lower ID score (threshold on ID), or ID images below the next higher OOD score
                (threshold on OOD); None if there is no such score
@@ -36,14 +35,14 @@ class ThresholdPoint:
 
 @dataclass
 class ThresholdCounts:
-    """Running counts over the distinct scores ("levels") in ascending order; `n_id` and `n_ood` are all images.
+    """Running counts over the distinct scores ("levels") in ascending order; `n_id` and `n_ood` are the totals.
 
     id_rank, ood_rank    the thresholds, as 0-based positions among the ascending ID and OOD scores
     trapezoid            AUPR by trapezoids, not by steps
     id, ood              images counted so far
     concordant_pairs_x2  twice the number of pairs with ID above OOD, ties counted half: an exact integer
     area_in, area_out    sums of precision over ID images, over OOD images
-    tied                 images that share their score with another image
+    tied                 images with the score of another image
     """
 
     n_id: int
@@ -64,7 +63,7 @@ class ThresholdCounts:
     def add(self, id_cumulative: Counts, cumulative: Counts) -> None:
         """Add the next levels, all above the earlier ones.
 
-        `id_cumulative` and `cumulative` [levels] count ID images and all images up to each level, starting from 0 here.
+        `id_cumulative` and `cumulative` [levels] count ID images and all images of these levels up to each of them.
         """
         ood_cumulative = cumulative - id_cumulative
         id, ood = _differences(id_cumulative), _differences(ood_cumulative)
@@ -110,8 +109,8 @@ def _differences(cumulative: Counts) -> Counts:
 def _area(counts: Counts, found: Counts, false: Counts, false_before: Counts | None) -> float:
     """Return the sum of precision over the positives of these levels.
 
-    At a level, `found` positives and `false` negatives are accepted; just before it, `false_before` negatives are
-    accepted, those of levels without positives included. With `false_before`, the area is by trapezoids, else by steps.
+    At a level, `found` positives and `false` negatives are accepted; just before it, `false_before` negatives are,
+    including those of levels without positives. The area is a sum of trapezoids with `false_before`, else of steps.
     """
     precision = found / (found + false)
     if false_before is not None:
@@ -120,21 +119,21 @@ def _area(counts: Counts, found: Counts, false: Counts, false_before: Counts | N
         # scikit-learn starts the curve, where nothing is accepted, at precision 1.
         precision += np.divide(found_before, called, out=np.ones_like(precision), where=called > 0)
         precision /= 2
-    precision *= counts  # summed by numpy: a float dot product would wake the threads of BLAS
+    precision *= counts  # summed by numpy: a float dot product would start BLAS threads
     return float(precision.sum())
 
 
-BLOCK = 3 << 12  # 96 KB, several of which stay in the cache; larger ones would take new pages each time
+BLOCK = 3 << 12  # 96 KB: several blocks stay in the cache; larger ones would get new memory pages each time
 _FOLD = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
 def keys(id: NDArray[Any], ood: NDArray[Any]) -> Counts:
-    """Return every score as 2 * place + (1 for ID), ascending, where places order and tie as the scores do.
+    """Return the key 2 * place + (1 for ID) of every score, sorted; places have the order and ties of the scores.
 
     The scores must not be NaN.
     """
     values = np.empty(id.size + ood.size)
-    np.add(id, 0.0, out=values[: id.size], casting="same_kind")  # makes -0.0 and 0.0 one
+    np.add(id, 0.0, out=values[: id.size], casting="same_kind")  # turns -0.0 into 0.0
     np.add(ood, 0.0, out=values[id.size :], casting="same_kind")
     places = _places(values)
     places <<= 1
@@ -144,7 +143,7 @@ def keys(id: NDArray[Any], ood: NDArray[Any]) -> Counts:
 
 
 def _places(values: NDArray[np.float64]) -> Counts:
-    """Return integers of at most 63 bits that order and tie as the values do; `values` is overwritten."""
+    """Return integers of at most 63 bits with the order and ties of the values; `values` is overwritten."""
     low, high = float(values.min()), float(values.max())
     top = max(high, -low)
     if top >= 2:
@@ -180,7 +179,7 @@ def count(sorted_keys: Counts, counts: ThresholdCounts, *, by_level: bool) -> No
 
 
 def _blocks(sorted_keys: Counts, most: int) -> Iterator[Counts]:
-    """Yield consecutive parts of at least `most` keys such that no level is in two parts."""
+    """Yield consecutive parts of at least `most` keys; no level is in two parts."""
     start, n = 0, sorted_keys.size
     while start < n:
         stop = min(start + most, n)
@@ -222,7 +221,7 @@ def _images(counts: ThresholdCounts, block: Counts) -> None:
     n, m = of_id.size, of_ood.size
     left, before = counts.n_id - counts.id, counts.id + counts.ood
     above = counts.n_id + counts.n_ood - before
-    # An ID image at its position, less the ID images before it, has the OOD images below it.
+    # The position of an ID image, less the number of ID images before it, is the number of OOD images below it.
     concordant = 2 * (int(of_id.sum()) - n * (n - 1) // 2 + n * counts.ood)
     precision_in = np.arange(float(left), float(left - n), -1.0)
     precision_in /= above - of_id

@@ -1,6 +1,6 @@
-"""DeLong's variance and confidence intervals of AUROC: E. DeLong et al. (1988), from ranks as X. Sun and W. Xu (2014).
+"""DeLong's variance and confidence intervals of AUROC (E. DeLong et al., 1988), from ranks (X. Sun and W. Xu, 2014).
 
-The intervals here also serve AUPR and the mean AUROC over several OOD sets.
+The intervals are also used for AUPR and for the mean AUROC over several OOD sets.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from oodbench.metrics.counts import Counts
 from oodbench.metrics.detection import Floats, ScoreSet, score_set
 from oodbench.results import Interval
 
-FEW = 5.0  # images; with fewer, normal approximations of proportions are not used by convention
-_MOST = 200.0  # of the logarithm of odds: an AUROC that is 1 in floating point
+FEW = 5.0  # images; by convention, the normal approximation of a proportion needs at least as many
+_MOST = 200.0  # largest log odds: the AUROC is 1 in floating point
 _LOG_ODDS = np.arange(-60.0, 60.0, 0.05)
 
 
 def has_few_errors(value: float, images: float) -> bool:
-    """Return whether an area of this value misplaces fewer than `FEW` of so many images, at either end of 0 to 1."""
+    """Return whether an area of this value, on this number of images, is fewer than `FEW` images away from 0 or 1."""
     return images * min(value, 1 - value) < FEW
 
 
 def effective(sizes: Sequence[int]) -> float:
-    """Return the size of one set whose metric is as certain as the mean over sets of these sizes."""
+    """Return the size of a single set with the same variance as the mean over sets of these sizes."""
     return len(sizes) ** 2 / sum(1 / size for size in sizes)
 
 
 def score_interval(value: float, n: float, m: float, z: float) -> Interval:
-    """Return the score interval of an AUROC on n and m images, z normal deviates to each side.
+    """Return the score interval of an AUROC on n and m images, z standard errors to each side.
 
-    Its variance is that of logistic scores, not that of the images. Both ends lie z of their own standard errors from
-    the value, as in R. G. Newcombe (2006), method 5. At a value of 1 the upper end is 1, and the lower end is below it.
+    It uses the variance of logistic scores, not that of the images. Each end lies z of its own standard errors from the
+    value (R. G. Newcombe, 2006, method 5). At a value of 1 the upper end is 1, and the lower end is below it.
     """
 
     def excess(log_constant: float) -> float:
@@ -54,16 +54,16 @@ def score_interval(value: float, n: float, m: float, z: float) -> Interval:
 def logistic_aupr(auroc: float, ratio: float) -> float:
     """Return the AUPR of logistic scores with this AUROC and the same spread on both sides.
 
-    `ratio` is the number of negatives for each positive.
+    `ratio` is the number of negatives per positive.
     """
     odds, constant = np.exp(_LOG_ODDS), math.exp(logistic_constant(auroc))
-    lost = ratio * (1 + odds) / (odds + constant + ratio * (1 + odds))  # 1 - precision, where recall has these odds
+    lost = ratio * (1 + odds) / (odds + constant + ratio * (1 + odds))  # 1 - precision at the recall with these odds
     density = odds / (1 + odds) ** 2
     return float(1 - np.trapezoid(lost * density, _LOG_ODDS))
 
 
 def logistic_constant(auroc: float) -> float:
-    """Return the log odds ratio of TPR and FPR, equal at every threshold, of logistic scores with this AUROC."""
+    """Return the log odds ratio of TPR and FPR (the same at every threshold) of logistic scores with this AUROC."""
     sign = 1 if auroc >= 0.5 else -1
     return sign * _root(lambda x: _logistic_auroc(x) - max(auroc, 1 - auroc), 0.0, _MOST)
 
@@ -88,7 +88,7 @@ def _logistic_variance(log_constant: float) -> float:
 
 
 def _root(function: Callable[[float], float], start: float, end: float) -> float:
-    """Find by bisection where a function that is not positive at `start` becomes positive on the way to `end`."""
+    """Find by bisection where a function becomes positive between `start`, where it is not, and `end`."""
     for _ in range(64):
         middle = (start + end) / 2
         if function(middle) > 0:
@@ -114,7 +114,7 @@ class Scores:
     groups: Mapping[str, str] = field(default_factory=dict)
 
     def means(self) -> dict[str, list[str]]:
-        """Return the OOD sets of every group, over which means are taken; group "" is all sets."""
+        """Return the OOD sets of every mean, by group; group "" has all sets."""
         named = {group: [name for name in self.ood if self.groups.get(name) == group] for group in self._named()}
         return {"": list(self.ood), **named}
 
@@ -134,14 +134,14 @@ class ScoreSide:
         return self.order.size
 
     def cells(self, times: NDArray[np.uint8]) -> NDArray[Any]:
-        """Sum the times drawn per image [replicates, n] to those per level [replicates, levels], ascending."""
+        """Sum the draws per image [replicates, n] to draws per level [replicates, levels], in ascending order."""
         ascending = np.take(times, self.order, axis=1)
         if self.sorted.levels.size < self.n:
             return np.add.reduceat(ascending, self.sorted.starts[:-1], axis=1, dtype=np.uint32)
         return ascending
 
     def by_image(self, of_levels: Floats) -> Floats:
-        """Repeat one number per level as one per image [n], in the order of the image list."""
+        """Expand one number per level to one per image [n], in the order of the image list."""
         out = np.empty(self.n)
         out[self.order] = np.repeat(of_levels, np.diff(self.sorted.starts))
         return out
@@ -164,7 +164,7 @@ class ScorePair:
 
 
 def side(scores: NDArray[Any], what: str) -> ScoreSide:
-    """Sort one image set's scores. Raise UserError for no scores, NaN, or anything but numbers [n]."""
+    """Sort the scores [n] of one image set. Raise UserError for no scores, NaN, or anything but numbers."""
     checked = score_set(scores, what)
     return ScoreSide(checked, np.argsort(checked.given))
 
@@ -174,7 +174,7 @@ def pair(id: ScoreSide, ood: ScoreSide) -> ScorePair:
     a, b = id.sorted.levels, ood.sorted.levels
     ood_below, id_below = np.searchsorted(b, a), np.searchsorted(a, b)
     shared = np.take(b, ood_below, mode="clip") == a
-    if not shared.any():  # no level is tied, so that sums up to a level equal sums below it: the same arrays serve
+    if not shared.any():  # without ties between the sides, sums up to a level equal sums below it
         return ScorePair(id, ood, ood_below, ood_below, id_below, id_below)
     return ScorePair(
         id, ood, ood_below, ood_below + shared, id_below, id_below + (np.take(a, id_below, mode="clip") == b)
@@ -182,7 +182,7 @@ def pair(id: ScoreSide, ood: ScoreSide) -> ScorePair:
 
 
 def pairs(scores: Scores, what: str = "scores") -> dict[str, ScorePair]:
-    """Return the pair of each OOD set; the ID side is sorted once. Raise UserError without OOD sets, or see `side`."""
+    """Return the pair of each OOD set; the ID side is sorted once. Raise UserError if there is no set, or as `side`."""
     if not scores.ood:
         raise UserError(f"{what}: no OOD set to compare with")
     id = side(scores.id, f"{what} on ID")
@@ -194,11 +194,11 @@ SCALES = ("logit", "plain")
 
 @dataclass(frozen=True, eq=False)
 class Placements:
-    """DeLong's placements: for each image the fraction of the other side that it is ranked correctly against.
+    """DeLong's placements: for each image, the fraction of the other side that it is ranked correctly against.
 
     Ties count half. `id` [n_id] and the `ood` [n_ood] of every OOD set of a mean are in the order of the image lists;
-    AUROC is the mean of either. The mean over several sets and the difference of two methods are placements again, as
-    everything is linear in them.
+    AUROC is the mean of either. The mean over several sets and the difference of two methods are placements, too,
+    because AUROC is linear in them.
     """
 
     id: Floats
@@ -206,7 +206,7 @@ class Placements:
 
     @property
     def auroc(self) -> float:
-        """The AUROC of `detection.auroc` up to rounding; the mean, as placements may be those of a mean over sets."""
+        """AUROC, equal to `detection.auroc` up to rounding, or the mean AUROC over several OOD sets."""
         return float(self.id.mean())
 
     @property
@@ -300,7 +300,7 @@ def on_logit_scale(value: float, error: float, level: float) -> Interval:
 
 
 def normal_deviate(level: float) -> float:
-    """Return how many standard errors to each side contain a normal value with this probability."""
+    """Return the number of standard errors to each side that contain a normal value with this probability."""
     from statistics import NormalDist
 
     return NormalDist().inv_cdf((1 + level) / 2)

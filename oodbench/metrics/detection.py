@@ -18,9 +18,9 @@ from oodbench.errors import UserError, did_you_mean
 from oodbench.metrics.counts import Counts, ThresholdCounts, ThresholdPoint, count, keys
 
 Floats = NDArray[np.float64]
-Number = Any  # an int, a float, or an array with one of them for each resample
+Number = Any  # an int, a float, or an array with one number for each resample
 
-INTEGERS = 1 << 53  # up to here every integer is a float64
+INTEGERS = 1 << 53  # every integer up to here is exact in float64
 TPR = 0.95  # of "FPR95"
 AT95 = ("first", "nearest", "interpolate")
 AUPR = ("average_precision", "trapezoid")
@@ -28,10 +28,10 @@ AUPR = ("average_precision", "trapezoid")
 
 @dataclass(frozen=True, eq=False)
 class ScoreSet:
-    """Checked scores of one image set [n], sorted on first use: `given` must not be changed before.
+    """Checked scores of one image set [n], sorted on first use: `given` must not change until then.
 
     values          the scores in ascending order, float64
-    levels, starts  the distinct scores, and where each begins: level i is `values[starts[i]:starts[i + 1]]`
+    levels, starts  the distinct scores and their first positions: level i is `values[starts[i]:starts[i + 1]]`
     """
 
     given: NDArray[Any]
@@ -58,8 +58,8 @@ class Metrics:
 
     "FPR95" is two numbers: `fpr95` (CLIP papers) is the fraction of OOD images accepted where 95 % of ID images are
     accepted, `fpr95_ood` (OpenOOD, pytorch-ood) the fraction of ID images rejected where 95 % of OOD images are
-    rejected. `aupr_in` has ID as its positive class, `aupr_out` OOD. `tied` is the fraction of all scores that another
-    image, ID or OOD, has too.
+    rejected. `aupr_in` has ID as its positive class, `aupr_out` OOD. `tied` is the fraction of all images that have the
+    score of another image, ID or OOD.
     """
 
     auroc: float
@@ -80,12 +80,12 @@ def score_set(scores: NDArray[Any] | Sequence[float], what: str, names: Sequence
     """
     given = exact(np.asarray(scores), what)
     if not isinstance(scores, np.ndarray) and (integers := [score for score in scores if isinstance(score, int)]):
-        exact(np.array(integers), what)  # np.asarray makes integers of a list with floats floats
+        exact(np.array(integers), what)  # np.asarray converts integers to floats if the list has floats
     if names is not None and len(names) != given.size:
         raise UserError(f"{what}: {given.size} scores for {len(names)} images")
     if not given.size:
         raise UserError(f"{what}: no scores; is its image list empty?")
-    if np.isnan(given.max()):  # which NaN goes through
+    if np.isnan(given.max()):  # max() propagates NaN
         raise UserError(f"{what}: {_first_nan(given, names)}")
     return ScoreSet(given)
 
@@ -119,12 +119,12 @@ def _first_nan(scores: np.ndarray, names: Sequence[str] | None) -> str:
 
 
 def evaluate(id: ScoreSet, ood: ScoreSet, at95: str = "first", aupr: str = "average_precision") -> Metrics:
-    """Compare ID with OOD scores, of which higher ones mean more in-distribution; tied scores are accepted together.
+    """Compare ID with OOD scores: higher means more in-distribution, and tied scores are accepted together.
 
     Arguments: `id` and `ood` are checked scores (see `score_set`). `at95` applies to both FPR95s (see `fpr_at_tpr`).
     `aupr` is scikit-learn's `average_precision`, or the `trapezoid` under its precision-recall curve (OpenOOD,
-    pytorch-ood), which gives 75 % rather than 50 % to constant scores. Returns the metrics as fractions. Raises
-    UserError for an unknown `at95` or `aupr`.
+    pytorch-ood), which is 75 % rather than 50 % for constant scores. Returns the metrics as fractions. Raises UserError
+    for an unknown `at95` or `aupr`.
     """
     check_options(at95, aupr)
     counts = threshold_counts(id.given.size, ood.given.size, aupr)
@@ -134,7 +134,7 @@ def evaluate(id: ScoreSet, ood: ScoreSet, at95: str = "first", aupr: str = "aver
 
 
 def threshold_counts(n_id: int, n_ood: int, aupr: str = "average_precision") -> ThresholdCounts:
-    """Return empty counts of so many images, with thresholds that accept 95 % of ID and reject 95 % of OOD images."""
+    """Return empty counts, with thresholds that accept 95 % of the ID images and reject 95 % of the OOD images."""
     return ThresholdCounts(
         n_id, n_ood, n_id - min_accepted(n_id, TPR), min_accepted(n_ood, TPR) - 1, aupr == "trapezoid"
     )
@@ -190,20 +190,20 @@ def threshold_at_tpr(id: ScoreSet, tpr: float = 0.95) -> float:
 def auroc(concordant_pairs_x2: Number, n_id: int, n_ood: int) -> Number:
     """Return the AUROC: the fraction of ID-OOD pairs in which ID has the higher score, ties counted half.
 
-    This is the definition that every other computation of an AUROC calls. `concordant_pairs_x2` is twice the number of
-    such pairs, one number or one for each resample [r].
+    Every other computation of AUROC calls this definition. `concordant_pairs_x2` is twice the number of these pairs,
+    one number or one for each resample [r].
     """
     return concordant_pairs_x2 / (2 * n_id * n_ood)
 
 
 @dataclass(frozen=True)
 class RocPoint:
-    """Images accepted at a threshold and next to it: each count is one number, or one for each resample [r].
+    """Images accepted at a threshold and next to it; each count is one number, or one for each resample [r].
 
     n_positive, n_negative              all positives and all negatives
-    negatives, positives                accepted at the threshold, images with exactly its score included
-    negatives_before, positives_before  accepted without the images that have exactly its score
-    negatives_after                     accepted just before the next positive is: the highest FPR with this TPR
+    negatives, positives                accepted at the threshold, including images with exactly this score
+    negatives_before, positives_before  accepted above the threshold, excluding images with exactly this score
+    negatives_after                     accepted just before the next positive: the highest FPR with this TPR
 
     The rule "first" takes `negatives` only.
     """
@@ -218,10 +218,9 @@ class RocPoint:
 
 
 def false_positive_rate(point: RocPoint, tpr: Floats | float, rule: str) -> Number:
-    """Return the FPR at `tpr` [r] or one number, by the rules of `fpr_at_tpr`; `point` is at the first TPR >= `tpr`.
+    """Return the FPR at `tpr` by a rule of `fpr_at_tpr`; `point` has the first TPR >= `tpr`. Each is a number or [r].
 
-    This is the definition that every other computation of an FPR95 calls: ID positive for `fpr95`, OOD positive for
-    `fpr95_ood`.
+    Every other computation of FPR95 calls this definition: ID is positive for `fpr95`, OOD for `fpr95_ood`.
     """
     first = point.negatives / point.n_negative
     if rule == "first":
@@ -235,13 +234,13 @@ def false_positive_rate(point: RocPoint, tpr: Floats | float, rule: str) -> Numb
 
 
 def fpr_at_tpr(id: ScoreSet, ood: ScoreSet, tpr: float = 0.95, rule: str = "first") -> float:
-    """Return the fraction of OOD images accepted where the fraction `tpr` of ID images is.
+    """Return the fraction of OOD images accepted at the threshold that accepts the fraction `tpr` of ID images.
 
-    Few curves have a point at exactly `tpr`. `first`: the smallest FPR of all points whose TPR is no less. `nearest`
-    (MCM, NegLabel, GL-MCM, LoCoOp): the point of the nearest TPR, which may be a lower one; of two as near the higher
-    TPR, of several with that TPR the highest FPR (but the lowest when it is 1). `interpolate` (CLIPN): on the line
-    between the two points around `tpr`; where points have exactly `tpr`, the highest FPR of these. Raises UserError
-    for an unknown `rule` and for a `tpr` that is not above 0 and at most 1.
+    Few curves have a point at exactly `tpr`. `first`: the smallest FPR with a TPR of at least `tpr`. `nearest` (MCM,
+    NegLabel, GL-MCM, LoCoOp): the point with the nearest TPR, which may be lower than `tpr`; ties go to the higher TPR,
+    then to the highest FPR (to the lowest if that TPR is 1). `interpolate` (CLIPN): linear between the two points
+    around `tpr`; if points have exactly `tpr`, their highest FPR. Raises UserError for an unknown `rule` and for a
+    `tpr` that is not above 0 and at most 1.
     """
     _check_option("rule", rule, AT95)
     positive, negative = id.values, ood.values

@@ -1,4 +1,4 @@
-"""Metrics of plain files of scores, with intervals in memory, or streamed from files of any size."""
+"""Metrics of score files: in memory with intervals, or streamed from files of any size."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from oodbench.metrics.detection import Floats, Metrics, evaluate, score_set
 from oodbench.metrics.intervals import Intervals, intervals
 from oodbench.storage.files import expand
 
-IN_MEMORY = 1_000_000  # scores of which intervals are computed, in half a minute
+IN_MEMORY = 1_000_000  # most scores for which intervals are computed, which takes half a minute
 
 
 @dataclass(frozen=True)
 class Source:
-    """The scores of one image set: a file, or the set `dataset` of one that holds several."""
+    """The scores of one image set: a file, or the set `dataset` in a file of several sets."""
 
     name: str
     path: Path
@@ -30,7 +30,7 @@ class Source:
     sign: int = 1
 
     def arrays(self) -> Iterator[Floats]:
-        """Yield the scores in parts, of which higher ones mean more in-distribution."""
+        """Yield the scores in parts; a higher score means more in-distribution."""
         part = None
         for part in score_files.parts(self.path):
             scores = part.by_dataset().get(self.dataset) if self.dataset else part
@@ -42,9 +42,9 @@ class Source:
 
 @dataclass(frozen=True)
 class FileMetrics:
-    """Metrics of each OOD set, in the order of the files after that of the ID images.
+    """Metrics of each OOD set, in the order of the OOD files.
 
-    `bounds` are the intervals, whose sets are numbered from 1; None if none were computed.
+    `bounds` are the intervals, with sets numbered from 1; None if they were not computed.
     """
 
     sources: tuple[Source, ...]
@@ -57,9 +57,9 @@ class FileMetrics:
 
 
 def metrics_of_files(sources: Sequence[Source], settings: Settings, *, with_intervals: bool = True) -> FileMetrics:
-    """Return the metrics of files of scores, the ID set first.
+    """Return the metrics of score files, the ID set first.
 
-    Intervals are those of at most `IN_MEMORY` scores; more are streamed. Raises UserError for what is no score.
+    Intervals are computed for at most `IN_MEMORY` scores; more are streamed. Raises UserError for invalid scores.
     """
     loaded = _in_memory(sources) if with_intervals else None
     if loaded is None:
@@ -72,7 +72,7 @@ def metrics_of_files(sources: Sequence[Source], settings: Settings, *, with_inte
 
 
 def sources(id: str, ood: Sequence[str], sign: int = 1) -> list[Source]:
-    """Return what FILE and NAME=FILE stand for, the ID set first; a file of several sets by itself stands for them.
+    """Return the sources that FILE and NAME=FILE name, the ID set first; a single FILE may hold all sets.
 
     `sign` is -1 if OOD images have the higher scores. Raises UserError for files that cannot be read or hold several.
     """
@@ -80,7 +80,7 @@ def sources(id: str, ood: Sequence[str], sign: int = 1) -> list[Source]:
         path = expand(id)
         names = _sets(path)
         if len(names) < 2:
-            raise UserError(f"{id}: no OOD scores; name their files after the one of the ID images")
+            raise UserError(f"{id}: no OOD scores; name their files after the ID file")
         return [Source(name, path, name, sign) for name in names]
     problems = ProblemList()
     found = [problems.attempt(_source, text, sign) for text in (id, *ood)]
@@ -114,7 +114,7 @@ def _sets(path: Path) -> list[str]:
 
 
 def _in_memory(sources: Sequence[Source]) -> list[Floats] | None:
-    """Return the scores of each set; None if they are more than intervals are computed of."""
+    """Return the scores of each set; None if there are more than `IN_MEMORY`."""
     total, out = 0, []
     for source in sources:
         arrays = []
@@ -128,7 +128,7 @@ def _in_memory(sources: Sequence[Source]) -> list[Floats] | None:
 
 
 def _streamed(sources: Sequence[Source], settings: Settings) -> Iterator[Metrics]:
-    """Yield the metrics of each OOD set; scores of each file are sorted on disk, and merged with the ID scores."""
+    """Yield the metrics of each OOD set; its scores are sorted on disk, and merged with the ID scores."""
     with tempfile.TemporaryDirectory(prefix="oodbench-metrics-") as folder:
         on_id = streaming.sort(sources[0].arrays(), Path(folder, "id"))
         for number, source in enumerate(sources[1:]):

@@ -36,7 +36,7 @@ DRAWS = 10  # for each replicate of the bootstrap, which costs as much as thousa
 
 
 class ObservedCounts:
-    """Counts per level (distinct score) of the images themselves, with the methods of `bootstrap.LevelCounts`."""
+    """Counts per level (distinct score) of the images themselves; implements `bootstrap.LevelCounts`."""
 
     def __init__(self, side: ScoreSide) -> None:
         self._starts = side.sorted.starts
@@ -53,9 +53,9 @@ class ObservedCounts:
 def fpr_interval(pairs: Mapping[str, ScorePair], metric: str, settings: Settings) -> Interval:
     """Return the interval of one set's FPR95 (`fpr95` or `fpr95_ood`), or of the mean over sets that share ID images.
 
-    Of the n images of the side that sets the threshold, a binomial number lies on the wrong side of the population's
-    threshold; draws of this number give the positions that the threshold may have among the scores. The fraction of
-    the other side's images beyond such a position has Clopper and Pearson's distributions, one for each end.
+    Among the n images of the side that sets the threshold, the number beyond the population's threshold is binomial;
+    draws of it give possible positions of that threshold among the scores. The population's fraction of the other side
+    beyond such a position has Clopper and Pearson's distributions, one for each end.
     """
     draws = DRAWS * settings.replicates
     of_id = metric == "fpr95"  # whether ID sets the threshold, and each OOD set is counted
@@ -84,15 +84,15 @@ def _counted_side(pair: ScorePair, of_id: bool) -> ScoreSide:
 
 
 def _threshold_positions(random: np.random.Generator, n: int, draws: int) -> Counts:
-    """Draw how many of n images the population's threshold accepts: n less a binomial number, or one more."""
+    """Draw the number of n images that the population's threshold accepts: n less a binomial number, or one more."""
     rejected = random.binomial(n, 1 - TPR, draws) - random.integers(0, 2, draws)
     return n - rejected.clip(0, n - 1)
 
 
 def _accepted(pair: ScorePair, metric: str, settings: Settings, positions: Counts | None = None) -> Floats:
-    """Return how many images of the counted side pass thresholds that accept so many of the other side.
+    """Return the number of images of the counted side beyond thresholds at positions of the other side.
 
-    None stands for the metric's own threshold.
+    With `positions` None, the threshold is the metric's own.
     """
     of_id = metric == "fpr95"
     n = _threshold_side(pair, of_id).n
@@ -108,7 +108,7 @@ def _fractions(
     """Draw the population's fractions [sets, draws] of the counted side, given each set's accepted numbers [draws].
 
     `extra` is 0 for the lower end of the interval, 1 for the upper. For `fpr95_ood`, all sets share their ID images and
-    so the draws.
+    therefore the draws.
     """
     if of_id:
         parts = [
@@ -139,10 +139,10 @@ def _beta(random: np.random.Generator, counts: Floats, n: int, extra: int) -> Fl
 def _continued(
     pairs: Mapping[str, ScorePair], short: Sequence[int], high: Floats, metric: str, settings: Settings
 ) -> Floats:
-    """Return `high` with new draws for the sets `short`, whose threshold may lie below all images that set it.
+    """Return `high` with new draws for the sets `short`: their true threshold may lie below all images that set it.
 
-    For these, the ROC curve is continued beyond the metric's own threshold, whose true TPR has a beta distribution, as
-    the curve of logistic scores with the same spread: the ratio of the odds of FPR and TPR stays the same.
+    For these, the ROC curve is continued beyond the metric's own threshold as that of logistic scores with the same
+    spread: the odds ratio of FPR and TPR stays the same. The true TPR at that threshold has a beta distribution.
     """
     of_id, draws = metric == "fpr95", high.shape[1]
     out = high.copy()
@@ -168,7 +168,7 @@ METHODS = {
     "aupr_in": "bootstrap standard error, logit; that of logistic scores where few are lost",
     "aupr_out": "bootstrap standard error, logit; that of logistic scores where few are lost",
 }
-ENGINE = 2  # raise when the same scores give other intervals than before
+ENGINE = 2  # increment when the same scores get different intervals
 _RESAMPLED = ("aupr_in", "aupr_out")
 
 
@@ -245,5 +245,5 @@ def _aupr(metric: str, value: float, resamples: Floats, area: Placements, level:
 
 
 def methods(settings: Settings) -> Mapping[str, str]:
-    """Return how each metric's intervals are computed, which is stored with the result."""
+    """Return the interval method of each metric, as it is stored with the result."""
     return METHODS if settings.replicates else {"auroc": METHODS["auroc"]}

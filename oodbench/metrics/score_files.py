@@ -1,7 +1,7 @@
-"""Files of scores that other programs wrote: .npy, .npz, .csv, .tsv, .txt and .parquet, read in parts of any size.
+"""Score files of other programs: .npy, .npz, .csv, .tsv, .txt and .parquet, read in parts of any size.
 
 A file holds one score per image: an array, or a column `score`. Columns may name the image, its class index, the
-predicted class index and its image set. Pickled files are refused, because loading one runs code that it holds.
+predicted class index and its image set. Pickled files are refused, because loading one can run any code.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from oodbench.errors import UserError
 from oodbench.metrics.detection import INTEGERS, Floats, exact
 from oodbench.metrics.streaming import open_shard
 
-ROWS = 1 << 20  # scores of a part
-_LINES = 1 << 16  # of a part of a text, whose cells take a hundred times the memory of their numbers
+ROWS = 1 << 20  # scores in a part
+_LINES = 1 << 16  # lines in a part of a text file: cells take a hundred times the memory of their numbers
 SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".txt", ".parquet")
 _PICKLED = (".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth", ".ckpt")
 _LOAD = {
     "torch": "import numpy, torch; numpy.save({to}, torch.load({path}, weights_only=True).double().numpy())",
     "pickle": 'import numpy, pickle; numpy.save({to}, numpy.asarray(pickle.load(open({path}, "rb")), float))',
 }
-# What a column is -> the names that it may have in a file, in any case; `conf`, `pred` and `gt` are OpenOOD's.
+# Kind of a column -> its possible names in a file, in upper or lower case; `conf`, `pred` and `gt` are OpenOOD's.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "score": ("score", "scores", "conf", "confidence"),
     "name": ("name", "names", "image", "images", "path", "file", "filename"),
@@ -43,13 +43,13 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class ScorePart:
-    """Finite scores [n] of a file or a part of it, and of the same images what else the file says, None if it does not.
+    """Finite scores [n] of a file or a part of it, and its other columns for the same images (None if absent).
 
     names        names of the images [n]
     labels       class indices [n]
     predictions  predicted class indices [n], -1 for none
     datasets     names of the image sets [n]
-    lines        numbers of the lines [n] of a text
+    lines        line numbers [n] in a text file
     """
 
     scores: Floats
@@ -60,7 +60,7 @@ class ScorePart:
     lines: Integers | None = None
 
     def where(self, index: int) -> str:
-        """Return the position of a score in its file: `line 7`, or `score 7` of an array."""
+        """Return the position of a score in its file: `line 7`, or `score 7` for an array."""
         return f"score {index + 1}" if self.lines is None else f"line {self.lines[index]}"
 
     def take(self, chosen: NDArray[Any]) -> ScorePart:
@@ -77,7 +77,7 @@ class ScorePart:
 
 
 def read(path: Path) -> ScorePart:
-    """Read all scores of a file. Raise UserError for another kind of file, and for what is no finite number."""
+    """Read all scores of a file. Raise UserError for a file that is not supported, and a score that is not finite."""
     found = list(parts(path))
     if not found:
         raise UserError(f"{path} holds no scores")
@@ -91,8 +91,8 @@ def read(path: Path) -> ScorePart:
 def parts(path: Path, rows: int = ROWS) -> Iterator[ScorePart]:
     """Read the scores of a file in parts of at most `rows`, except .npz, which is read at once.
 
-    Raise UserError, with the line or the number of the first score at fault, for scores that are missing, NaN, infinite
-    or no numbers, for files that cannot be read, and for pickled ones.
+    Raise UserError for scores that are missing, NaN, infinite or not numbers, with the line or the number of the first,
+    for files that cannot be read, and for pickled files.
     """
     check_file(path)
     suffix = path.suffix.lower()
@@ -108,25 +108,25 @@ def parts(path: Path, rows: int = ROWS) -> Iterator[ScorePart]:
 
 
 def check_file(path: Path) -> None:
-    """Raise UserError for a file that is not there, or whose name says that it holds no plain scores."""
+    """Raise UserError for a file that does not exist or has an unsupported suffix."""
     suffix = path.suffix.lower()
     if suffix in _PICKLED:
         code = _LOAD["torch" if suffix in (".pt", ".pth", ".ckpt") else "pickle"]
         made = code.format(path=json.dumps(str(path)), to=json.dumps(str(path.with_suffix(".npy"))))
         raise UserError(
-            f"{path}: pickled files are not read, because loading one runs code that it holds; if you wrote it "
-            f"yourself, save its scores as an array\n  python -c {shlex.quote(made)}"
+            f"{path}: pickled files are not read, because loading one can run any code; if you wrote it yourself, "
+            f"save its scores as an array\n  python -c {shlex.quote(made)}"
         )
     if not path.name:
-        raise UserError("the name of a file of scores is empty")
+        raise UserError("the name of a score file is empty")
     if suffix not in SUFFIXES and path.exists():
         raise UserError(f"{path}: scores are read from {', '.join(SUFFIXES)}, not from '{path.suffix or path.name}'")
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file of scores")
+        raise UserError(f"{path}: this score file does not exist")
 
 
 def _checked(path: Path, columns: Iterator[Mapping[str, Any]]) -> Iterator[ScorePart]:
-    """Make parts of columns that were read from binary files."""
+    """Build parts from the columns of binary files."""
     seen = 0
     for found in columns:
         scores = exact(np.asarray(found["score"]), str(path)).astype(np.float64)
@@ -142,7 +142,7 @@ def _checked(path: Path, columns: Iterator[Mapping[str, Any]]) -> Iterator[Score
 
 
 def _part(scores: Floats, texts: Mapping[str, Any], numbers: Mapping[str, Any]) -> ScorePart:
-    """Make a part of columns by what they are; class indices without predictions say nothing about scores."""
+    """Build a part from columns by kind; class indices are dropped if there are no predictions."""
     said = numbers if "prediction" in numbers else {}
     return ScorePart(
         scores, texts.get("name"), said.get("label"), said.get("prediction"), texts.get("dataset"), texts.get("line")
@@ -154,7 +154,7 @@ def _named(score: float) -> str:
 
 
 def _indices(values: Any, what: str) -> Any:
-    """Return class indices as integers. Raise UserError for predictions that are none; other labels are left out."""
+    """Return class indices as integers; other labels become -1, and other predictions raise UserError."""
     given = np.asarray(values)
     if given.dtype.kind in "iu" or (given.dtype.kind == "f" and np.array_equal(given, np.round(given))):
         return given.astype(np.int64)
@@ -164,7 +164,7 @@ def _indices(values: Any, what: str) -> Any:
 
 
 def _npz(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the columns of an .npz file; arrays of other names than columns have are the scores of one set each."""
+    """Yield the columns of an .npz file; every array with another name has the scores of one set."""
     import zipfile
 
     try:
@@ -197,20 +197,20 @@ def _parquet(path: Path, rows: int) -> Iterator[dict[str, Any]]:
 
 
 def columns_of(names: Sequence[str], what: str, *, sets: bool = False) -> dict[str, str]:
-    """Return what columns are (see `COLUMNS`) and their names in the file.
+    """Return the kind of each column (see `COLUMNS`) and its name in the file.
 
-    Without a column of scores, the only column of another name has them. With `sets`, several such columns are those of
-    image sets. Raise UserError if no column, or none in particular, has the scores.
+    Without a column `score`, the only column with another name has the scores. With `sets`, each of several such
+    columns has those of one image set. Raise UserError if it is not clear which column has the scores.
     """
     lower = {name.strip().lower(): name for name in reversed(names)}
     if "pair" in lower and "dataset" in lower:
         raise UserError(
-            f"{what}: in scores of a stream, ID images have other scores for each OOD set; they are not read"
+            f"{what}: in a stream, the scores of ID images differ between OOD sets; such files are not read"
         )
     found = {kind: lower[one] for kind, known in COLUMNS.items() for one in reversed(known) if one in lower}
     several = [name for name in names if name.strip().lower() in COLUMNS["score"]]
     if len(several) > 1:
-        raise UserError(f"{what}: {' and '.join(map(repr, several))} may each be the scores; keep one of them")
+        raise UserError(f"{what}: {' and '.join(map(repr, several))} may both be the scores; keep one of them")
     others = [name for name in names if name.strip() and name not in found.values()]
     if "score" not in found and len(others) == 1:
         found["score"] = others[0]
@@ -223,7 +223,7 @@ def columns_of(names: Sequence[str], what: str, *, sets: bool = False) -> dict[s
 
 
 def _text(path: Path, rows: int) -> Iterator[ScorePart]:
-    """Read a text with one image a line: a score, a name and a score, or the columns of its first line."""
+    """Read a text file with one image per line: a score, a name and a score, or the columns of a header."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = _lines(file, path.suffix.lower())
@@ -235,7 +235,7 @@ def _text(path: Path, rows: int) -> Iterator[ScorePart]:
             while block := list(islice(pending, min(rows, _LINES))):
                 yield _parsed(block, columns, len(first), path)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8; save it in UTF-8") from error
+        raise UserError(f"{path} is not text in UTF-8; save it in UTF-8") from error
     except csv.Error as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -246,9 +246,9 @@ def _chain(first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]) 
 
 
 def _lines(file: Any, suffix: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield number and cells of each line that is not empty; in .txt, lines that begin with # are comments.
+    """Yield the number and the cells of each nonempty line; in .txt, lines that begin with # are comments.
 
-    The first line tells what separates cells. Where only blanks do, the last word is a cell and the rest another one.
+    The first line determines the separator. If it is a blank, the last word is one cell and the rest another.
     """
     start = file.tell()
     first = next((line for line in file if line.strip() and not (suffix == ".txt" and line.startswith("#"))), "")
@@ -273,7 +273,7 @@ def _lines(file: Any, suffix: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
-    """Return what columns are and their positions, and whether the first line is a head that names them."""
+    """Return the positions of the columns by kind, and whether the first line is a header."""
     numeric = [_is_number(cell) for cell in first]
     if not any(numeric) or not first[0].strip():  # pandas names an index ""
         found = columns_of(first, str(path))
@@ -297,7 +297,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _parsed(block: Sequence[tuple[int, list[str]]], columns: Mapping[str, int], width: int, path: Path) -> ScorePart:
-    """Return lines as a part. Raise UserError for the first line that is not like the others."""
+    """Parse lines. Raise UserError for the first line that differs from the others in form."""
     numbers = np.array([number for number, _ in block])
     if short := next(((number, cells) for number, cells in block if len(cells) != width), None):
         raise UserError(f"{path}, line {short[0]}: {_count(len(short[1]))}, but the first line has {_count(width)}")
@@ -308,7 +308,7 @@ def _parsed(block: Sequence[tuple[int, list[str]]], columns: Mapping[str, int], 
         scores = np.array(list(map(float, texts["score"])))
     except ValueError:
         scores = np.array([np.nan])
-    if not (np.abs(scores) < INTEGERS).all():  # also for NaN: the first line at fault is found one by one
+    if not (np.abs(scores) < INTEGERS).all():  # also for NaN; the loop finds the first invalid line
         scores = np.array([_number(cell, path, number) for cell, number in zip(texts["score"], numbers, strict=True)])
     indices: dict[str, Any] = {}
     for kind in ("label", "prediction"):
@@ -324,11 +324,11 @@ def _count(columns: int) -> str:
 
 
 def _number(cell: str, path: Path, line: int) -> float:
-    """Return a score. Raise UserError for a cell that is no finite number, or has more digits than float64 keeps."""
+    """Return a score. Raise UserError for a cell that is not a finite number or has more digits than float64 keeps."""
     try:
         value = float(cell)
     except ValueError:
-        raise UserError(f"{path}, line {line}: {f'{cell!r} is no number' if cell else 'no score'}") from None
+        raise UserError(f"{path}, line {line}: {f'{cell!r} is not a number' if cell else 'no score'}") from None
     if not np.isfinite(value):
         raise UserError(f"{path}, line {line}: the score is {_named(value)}")
     if abs(value) >= INTEGERS and cell.lstrip("+-").isdigit() and int(cell) != value:

@@ -86,7 +86,7 @@ def indistinguishable(
     methods   name of each method -> its scores, all of the same images in the same order
     settings  conventions, replicates and seed; the defaults when None
     metrics   metrics to test
-    alpha     most probability of leaving out any method that is as good as the best one
+    alpha     maximum probability of leaving out a method that is as good as the best one
 
     The best method is tested against every other one (see `compare`). As it was chosen on the same images, each p value
     is corrected for all pairs that could have been tested (Bonferroni): k (k - 1) / 2 for k methods.
@@ -180,7 +180,7 @@ class _Comparison:
 
 
 def _check_same(methods: Mapping[str, Scores]) -> None:
-    """Raise UserError unless all methods scored the same sets, and as many images of each."""
+    """Raise UserError unless all methods scored the same sets, with the same number of images."""
     sizes = {
         label: {"ID": len(scores.id), **{name: len(values) for name, values in scores.ood.items()}}
         for label, scores in methods.items()
@@ -199,7 +199,7 @@ def _counts(sizes: Mapping[str, int]) -> str:
 
 
 def _tested(value: float, error: float) -> Difference:
-    """Return a difference with its two-sided p value, taking it as normal with this standard error."""
+    """Return a difference with its two-sided p value, assuming a normal distribution with this standard error."""
     if math.isnan(error) or abs(value) < 1e-12:
         return Difference(value, error, 1.0)
     return Difference(value, error, math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else 0.0)

@@ -3,9 +3,9 @@
     ood = streaming.sort("scores.npy", "sorted/ood")          # any order -> ascending shards
     streaming.evaluate_shards(["id.npy"], ood).auroc          # .npy, the column `score` of .parquet, arrays
 
-Memory is bounded by `memory`, not by the number of scores: 10^9 scores (8 GB a side) take one pass over their files.
-Counts are exact integers, so AUROC, both FPR95s and ties equal those of `metrics.evaluate` bit for bit; the two areas
-under precision-recall are sums in another order, and differ by at most the number of batches times 1e-16.
+Memory is bounded by `memory`, not by the number of scores: 10^9 scores (8 GB per side) take one pass over their files.
+Counts are exact integers, so AUROC, both FPR95s and ties equal those of `metrics.evaluate` bit for bit; both AUPRs are
+summed in another order, and differ by at most the number of batches times 1e-16.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from oodbench.errors import UserError
 from oodbench.metrics.counts import Counts, ThresholdCounts, count, keys
 from oodbench.metrics.detection import Floats, Metrics, check_options, exact, metrics_of, threshold_counts
 
-ROWS = 1 << 22  # scores of a sorted shard: 32 MB
+ROWS = 1 << 22  # scores in a sorted shard: 32 MB
 
 
 class Shard(Protocol):
-    """Scores that are read in order, as float64: `parts` yields all `size` of them, at most `rows` at a time."""
+    """Scores that are read in order, as float64: `parts` yields all `size` scores, at most `rows` at a time."""
 
     @property
     def name(self) -> str: ...
@@ -57,8 +57,8 @@ class ArrayShard:
 class NpyShard:
     """An .npy file.
 
-    It is opened for each part, as thousands of shards would run out of file handles. A part is copied, not mapped:
-    mapped pages would count as this process's memory.
+    It is opened for each part, because thousands of open shards would exhaust the file handles. A part is copied, not
+    mapped: mapped pages would count as this process's memory.
     """
 
     name: str
@@ -77,7 +77,7 @@ class NpyShard:
 
 @dataclass(frozen=True)
 class ParquetShard:
-    """The column `score` of a parquet file, of the image set `dataset` if one is named."""
+    """The column `score` of a parquet file, for one image set if `dataset` is given."""
 
     name: str
     size: int
@@ -105,11 +105,11 @@ def open_shard(source: Path | str | NDArray[Any], dataset: str | None = None) ->
         return ArrayShard("array", source)
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file of scores")
+        raise UserError(f"{path}: this score file does not exist")
     if path.suffix == ".parquet":
         return _parquet(path, dataset)
     if path.suffix != ".npy" or dataset is not None:
-        what = "an image set can be chosen from .parquet alone" if dataset else "scores are read from .npy and .parquet"
+        what = "only .parquet files hold several image sets" if dataset else "scores are read from .npy and .parquet"
         raise UserError(f"{path}: {what}")
     try:
         with path.open("rb") as file:
@@ -125,7 +125,7 @@ def open_shard(source: Path | str | NDArray[Any], dataset: str | None = None) ->
 
 def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if dtype.hasobject:
-        raise UserError(f"{name}: Python objects are pickled, and loading them runs code; save numbers (dtype float64)")
+        raise UserError(f"{name}: Python objects are pickled, and loading them can run code; save float64 numbers")
     if len(shape) != 1 or dtype.kind not in "fiu":
         raise UserError(f"{name}: one real number per image is needed, not {dtype} of shape {shape}")
 
@@ -162,10 +162,9 @@ def sort(
     """Write scores in any order as ascending shards `00000.npy`, ..., for evaluate_shards.
 
     Arguments: `source` is one or several .npy or .parquet files or arrays [n], which an iterator may read one after the
-    other, `folder` a new or empty folder, `rows` the most scores in a shard (memory is a few times this), `dataset` the
-    image set to take from parquet files.
-    Returns the paths of the shards in order. Raises UserError for scores that are NaN and for a folder that is not
-    empty.
+    other, `folder` a new or empty folder, `rows` the maximum number of scores in a shard (memory is a few times this),
+    `dataset` the image set to take from parquet files.
+    Returns the paths of the shards in order. Raises UserError for NaN and for a folder that is not empty.
     """
     target = Path(folder)
     if target.is_dir() and any(target.iterdir()):
@@ -215,10 +214,10 @@ def evaluate_shards(
 ) -> Metrics:
     """Return `metrics.evaluate` of scores in ascending shards, which may overlap and tie with each other in any way.
 
-    Arguments: `id` and `ood` are .npy or .parquet files or arrays [n] of ascending scores, of which higher ones mean
-    more in-distribution; `memory` is approximate and in bytes; `at95` and `aupr` are those of `metrics.evaluate`.
-    Returns the metrics as fractions. Raises UserError for shards that do not ascend (`sort` writes such shards), hold
-    NaN or cannot be read.
+    Arguments: `id` and `ood` are .npy or .parquet files or arrays [n] of ascending scores (higher means more
+    in-distribution); `memory` is approximate and in bytes; `at95` and `aupr` are those of `metrics.evaluate`.
+    Returns the metrics as fractions. Raises UserError for shards that do not ascend (`sort` writes ascending ones),
+    hold NaN or cannot be read.
     """
     sides = [[open_shard(source) for source in side] for side in (id, ood)]
     n_id, n_ood = (sum(shard.size for shard in side) for side in sides)
@@ -249,7 +248,7 @@ class _LevelMerger:
         self._id = self._ood = 0
 
     def add(self, batch: Counts, lowest: float, highest: float) -> None:
-        """Add the ascending keys of a batch, none of which is below an earlier one."""
+        """Add the ascending keys of a batch; no key is below that of an earlier batch."""
         if lowest == self._value:
             stop = int(np.searchsorted(batch, batch[0] | 1, "right"))
             self._hold(batch[:stop])
@@ -275,7 +274,7 @@ class _LevelMerger:
 
 
 class _Cursor:
-    """A position in a shard; `buffer` holds the scores that are read and not yet taken."""
+    """A position in a shard; `buffer` holds scores that were read but not yet taken."""
 
     def __init__(self, shard: Shard, rows: int) -> None:
         self._shard = shard
@@ -302,14 +301,14 @@ class _Cursor:
                 number = self._read + int(ascending.argmin()) + 1
                 raise UserError(
                     f"{self._shard.name}: score {number} is NaN or below the score before it; shards must ascend: "
-                    "oodbench.metrics.streaming.sort(FILE, FOLDER) writes such shards"
+                    "oodbench.metrics.streaming.sort(FILE, FOLDER) writes ascending ones"
                 )
             self._read, self._last, self.buffer = self._read + part.size, float(part[-1]), part
             return
 
 
 def _batches(sides: Sequence[Sequence[Shard]], rows: int) -> Iterator[tuple[Floats, Floats, float]]:
-    """Yield ID scores, OOD scores and the highest score of each batch; batches ascend and may share that score."""
+    """Yield ID scores, OOD scores and the highest score of each batch; batches ascend, and may share that score."""
     cursors = [_Cursor(shard, rows) for side in sides for shard in side]
     n_id = len(sides[0])
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def translated_weights(job: Job, file: WeightsFile, encoder: ResolvedEncoder, store: Store) -> Mapping[str, Any]:
-    """Return the arrays of a released checkpoint under our names; the method translates it once.
+    """Return the arrays of a released checkpoint under our names; they are translated once and stored.
 
     Raises UserError if it does not fit the method or the encoder.
     """
@@ -100,7 +100,7 @@ def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[
 
     For a method that is trained on labelled images it may be a folder, which stands for all its files of the method.
 
-    Raises UserError for bad ones and missing files.
+    Raises UserError for options that cannot be read and for missing files.
     """
     if not request.weights:
         return {}
@@ -120,7 +120,7 @@ def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[
             problems.append(f"--weights {text}: {name} reads no weights")
         elif known_release and not path.is_file():
             problems.append(
-                f"--weights {text}: it was not got yet; get it with\n  {known_release.command(data_root(request.data))}"
+                f"--weights {text}: not downloaded yet; get it with\n  {known_release.command(data_root(request.data))}"
             )
         elif path.is_dir() and "SHOTS" in known[name].needs:
             found[name] = path
@@ -129,7 +129,7 @@ def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[
                 damaged = "".join(f"\n  {reason}" for reason in damaged_files(path))
                 problems.append(f"--weights {text}: {path} holds no weights of {name}; train some: {trained}{damaged}")
         elif not path.is_file():
-            problems.append(f"--weights {text}: {path} is {'no file' if path.exists() else 'not there'}")
+            problems.append(f"--weights {text}: {path} {'is not a file' if path.exists() else 'does not exist'}")
         else:
             found[name] = path
     raise_all(problems)
@@ -139,8 +139,8 @@ def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[
 def locate(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: EncoderSpec) -> dict[str, Path]:
     """Return the weights file of every job that has one, by label.
 
-    It is the user's (`files`, by method), the one that is shipped for the embedded encoder, or released weights for
-    this encoder that `oodbench get weights` has put below the folder of the datasets.
+    It is the file that the user named (`files`, by method), the one shipped for the embedded encoder, or released
+    weights for this encoder that `oodbench get weights` downloaded to the folder of the datasets.
     """
     located: dict[str, Path] = {}
     for job in jobs.jobs:
@@ -184,12 +184,12 @@ def attach_weights(
 ) -> Jobs:
     """Return the jobs with their weights, checked against the encoder, the hyper-parameters and the class names.
 
-    `located` are the files by label; of a folder, every file that fits makes a job. With `--strict` the digests of the
-    files are computed again. Raises UserError with the problems of all jobs.
+    `located` are the files by label; for a folder, there is a job for every file that fits. With `--strict` the digests
+    of the files are computed again. Raises UserError with the problems of all jobs.
     """
     complete: list[Job] = []
     problems: list[str] = []
-    labels: dict[str, str] = {}  # of the jobs without weights -> with them
+    labels: dict[str, str] = {}  # label without weights -> label with weights
     for job in jobs.jobs:
         path = located.get(job.label)
         if path is None:
@@ -216,11 +216,11 @@ def attach_weights(
         if len(set(files)) > 1:
             problems.append(f"{label} is the name of {' and '.join(files)}; move one of them to another folder")
         else:
-            problems.append(f"{label} is asked for twice: its weights fix what the variants differ in")
+            problems.append(f"{label} is requested twice: its weights fix what distinguishes the variants")
     raise_all(problems)
     by_label = {job.label: job for job in rows}
     for job in complete:
-        by_label.setdefault(job.label, job)  # a base that its weights made equal to a row is that row
+        by_label.setdefault(job.label, job)  # a base whose label with weights is that of a row is that row
     return Jobs(tuple(by_label.values()), jobs.skipped_methods)
 
 
@@ -283,7 +283,7 @@ def load_weights(job: Job, encoder: ResolvedEncoder, store: Store, device: str) 
 
 
 def cache_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str, Any]:
-    """Return everything that an array in a method's cache depends on: its job, and what the method names itself."""
+    """Return everything that an array in a method's cache depends on: its job, and what the method declares."""
     sets = {name: templates(value).digest for name, value in depends.items() if name.endswith("templates")}
     return {
         "method": job.info.name,
@@ -296,7 +296,7 @@ def cache_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str
 
 
 def _releases(job: Job, spec: EncoderSpec) -> list[Release]:
-    """Return the released weights that a method can read with an encoder, which may be in a file of the user."""
+    """Return the released weights that a method can read with an encoder, which may be a file of the user."""
     named = f"{spec.architecture}/{spec.tag}".lower().replace("-", "_")  # open_clip reads a tag with dashes, too
     known = [one for one in releases_of(job.info.name, job.parameters) if not one.unread]
     return [one for one in known if one.encoder.lower().replace("-", "_") == named]
@@ -327,8 +327,8 @@ def _missing_reason(job: Job, request: RunRequest, spec: EncoderSpec) -> str:
 def _with_trained_parameters(job: Job, file: WeightsFile, card: EncoderCard) -> Job:
     """Return the job with the hyper-parameters that its weights were trained with. Raise UserError if they do not fit.
 
-    The prompts of the training are the default prompts, because the weights may work with them alone; unlike the other
-    hyper-parameters the user can change them.
+    The default prompts are those of the training, because the weights may need them; unlike the other trained
+    hyper-parameters, the user can change them.
     """
     recipe = file.recipe
     if not recipe:

@@ -1,11 +1,10 @@
-"""Score the batches of an image set with several methods, on one thread or several, and check what methods keep.
+"""Score the batches of an image set with several methods, on one thread or several, and check that they keep no state.
 
-The check: what fit() returned and the scores are compared before and after every set, so that a method that keeps
-something of the images it has seen is found. Such a method would give an image another score when other images came
-before it, and its AUROC would depend on the order of the sets. Before its first set a method scores a sample of a few
-images in small batches (`FittedMethod.first_output`). After every set it scores the same images again, in the opposite
-order: the scores must be equal but for rounding, and what its state and its attributes hold (`contents`) exactly. The
-sample also shows whether a score depends on the other images of the batch.
+A method must not keep state from one image to the next: scores would depend on the images before, and AUROC on the
+order of the sets. Before its first set a method therefore scores a sample of a few images in small batches
+(`FittedMethod.first_output`). After every set it scores the same images again, in the opposite order: the scores must
+be equal up to rounding, and its state and its attributes (`contents`) exactly equal. The sample also shows whether a
+score depends on the other images of the batch.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ if TYPE_CHECKING:
     from oodbench.method import Batch, Method, MethodResources, Task
     from oodbench.pipeline.jobs import Job
 
-SAMPLE_IMAGES, SAMPLE_PIXEL_IMAGES = 32, 4  # in each half of a sample; the second for methods that read pixels
-CHECK_EVERY = 256  # images; a detector has no sets, and checks a method after this many
+SAMPLE_IMAGES, SAMPLE_PIXEL_IMAGES = 32, 4  # in each half of a sample; the latter for methods that read pixels
+CHECK_EVERY = 256  # images after which a detector, which has no sets, checks its method
 TOLERANCE = 1e-3  # of the standard deviation of the scores: another batch size or a GPU may change a score by this much
-# The same on a CPU and in equal batches, where a matrix product may still be divided among another number of threads.
+# The same for equal batches on a CPU, where the number of threads that share a matrix product may still differ.
 CPU_TOLERANCE = 1e-4
 HALF_PRECISION_TOLERANCE = 0.05  # the same if the model computes in half precision
-MAX_CHANGED_FRACTION = 1 / 8  # of a sample may differ by more in another batch: a rounding error can tip a decision
+MAX_CHANGED_FRACTION = 1 / 8  # of a sample that may differ by more in another batch: rounding can change a decision
 ROUNDING = 1e-6  # of the largest score, added to the tolerance: a rounding error of float32
 STREAM_ADVICE = "write a StreamMethod if it is meant to learn from the test images"  # for methods that are refused
 
@@ -89,10 +88,10 @@ class FittedMethod:
     state             what fit() returned, if `fitted`
     contents          everything that the state and the method's attributes held after fit(), by place
     sample            a few images that are scored before the first set and after every set
-    first_output      what the method gave for the sample the first time
-    images_scored     how many images it has scored
-    images_checked    how many of them it had scored when it was last checked
-    stateful          whether it failed because it keeps something of the images it has seen
+    first_output      output of the method for the sample before the first set
+    images_scored     number of images that it has scored
+    images_checked    value of `images_scored` at its last check
+    stateful          whether it failed because it keeps state from one image to the next
     """
 
     job: Job
@@ -111,19 +110,19 @@ class FittedMethod:
 
 
 def method_contents(method: FittedMethod) -> dict[str, object]:
-    """Return what a method has learnt and what its attributes are, by place: `state['mean'][0]`, `self.scale`."""
+    """Return the contents of a method's state and attributes, by place: `state['mean'][0]`, `self.scale`."""
     attributes = contents(vars(method.method))
     return {**contents(method.state, "state"), **{f"self{place}": value for place, value in attributes.items()}}
 
 
 def retention_error(method: FittedMethod, output: MethodOutput, tolerance: float) -> str:
-    """Return why a method keeps something of the images that it has seen, or "".
+    """Return how a method's output shows that it keeps state from one image to the next, or "".
 
-    `output` is its output for the sample in the opposite order. `tolerance` is what rounding may change, as a fraction
-    of the standard deviation of the scores; rounding may also tip a few predictions.
+    `output` is its output for the sample in the opposite order. `tolerance` is the allowed rounding error, as a
+    fraction of the standard deviation of the scores; rounding may also change a few predictions.
     """
     if (place := difference(method.contents, method_contents(method))) is not None:
-        return f"score() changes {place}: it may keep nothing of the images it sees; what is learnt belongs to fit()"
+        return f"score() changes {place}: it must keep no state of the images; learning belongs to fit()"
     first = method.first_output
     if not first.scores:
         return ""
@@ -132,14 +131,14 @@ def retention_error(method: FittedMethod, output: MethodOutput, tolerance: float
     if changed.any():
         index = int(changed.argmax())
         return (
-            f"score() keeps something of the images it has seen: one of them scores {before[index]:.9g} at first and "
-            f"{after[index]:.9g} after a set; what is learnt belongs to fit(), and what is drawn must follow task.seed"
+            f"score() keeps state from one image to the next: an image scores {before[index]:.9g} at first and "
+            f"{after[index]:.9g} after a set; learning belongs to fit(), and random numbers must follow from task.seed"
         )
     if first.predictions:
         named, again = np.concatenate(first.predictions), np.concatenate(output.predictions[::-1])
         if np.mean(named != again) > MAX_CHANGED_FRACTION:
             return (
-                "predict() keeps something of the images it has seen: it names other classes after a set than at first"
+                "predict() keeps state from one image to the next: it returns other classes after a set than at first"
             )
     return ""
 
@@ -157,12 +156,12 @@ def batch_error(method: FittedMethod, output: MethodOutput) -> str:
     index = int(changed.argmax())
     return (
         f"score() depends on the other images of the batch: one image scores {in_set[index]:.9g} in a batch of "
-        f"{len(output.scores[0])} and {in_sample[index]:.9g} in one of {len(rows[0])}; each must be scored on its own"
+        f"{len(output.scores[0])} and {in_sample[index]:.9g} in one of {len(rows[0])}; scores must be independent"
     )
 
 
 def rounding_tolerance(device: str) -> float:
-    """Return what rounding may change in scores of equal batches, as a fraction of their standard deviation."""
+    """Return the allowed rounding error of scores of equal batches, as a fraction of their standard deviation."""
     return CPU_TOLERANCE if device == "cpu" else TOLERANCE
 
 
@@ -178,7 +177,7 @@ def differing(first: Scores, second: Scores, tolerance: float) -> npt.NDArray[np
 def contents(value: object, name: str = "") -> dict[str, object]:
     """Return everything that an object holds by place (`name['mean'][0]`): plain values by repr, arrays by checksum.
 
-    Dicts, sequences, sets and closures are read, and the attributes and the pickled state of any other object. An
+    It reads dicts, sequences, sets and closures, and the attributes and the pickled state of any other object. An
     object that cannot be read, such as a lock or an iterator, is represented by its type.
     """
     import torch
@@ -221,7 +220,7 @@ def _as_bytes(array: npt.NDArray[Any]) -> Tensor:
     import torch
 
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return torch.from_numpy(flat if flat.flags.writeable else flat.copy())  # torch warns of read-only arrays
+    return torch.from_numpy(flat if flat.flags.writeable else flat.copy())  # torch warns about read-only arrays
 
 
 def _parts(item: object) -> Iterator[tuple[str, object]]:
@@ -257,7 +256,7 @@ def _cell_contents(cell: types.CellType) -> object:
 
 
 def _pickled_parts(item: object) -> Iterator[tuple[str, object]]:
-    """Yield the attributes of an object, and everything else that pickle would store of it."""
+    """Yield the attributes of an object, and everything else that pickle would store."""
     attributes = getattr(item, "__dict__", None)
     if isinstance(attributes, dict):
         yield from ((f".{name}", part) for name, part in list(attributes.items()))
@@ -281,8 +280,8 @@ Output = TypeVar("Output")
 def map_in_order(call: Callable[[Item], Output], items: Iterable[Item], threads: int) -> Iterator[Output]:
     """Yield call(item) for all items in their order, computed by several threads; `threads` + 1 items are held at once.
 
-    torch uses one core in each thread: small operations do not wait for all cores, and the digits do not depend on how
-    many cores there are.
+    torch uses one core in each thread: small operations do not wait for all cores, and the digits do not depend on the
+    number of cores.
     """
     import torch
 
@@ -302,7 +301,7 @@ def map_in_order(call: Callable[[Item], Output], items: Iterable[Item], threads:
 
 
 class _ThreadTask(threading.local):
-    """The task as the current thread uses it: several threads have one each, and share its text vectors."""
+    """The task of the current thread; with several threads each has its own, and they share the text vectors."""
 
     def __init__(self, task: Task, several: bool) -> None:
         self.task = task.for_thread() if several else task
@@ -322,7 +321,7 @@ def score_batches(
     InputMutated, and the outputs of the other methods are worthless.
     """
     outputs: list[MethodOutput] = []
-    for find_writer in (False, True):  # again in one thread and with a check after every method, if one wrote
+    for find_writer in (False, True):  # if a method wrote: again in one thread, with a check after every method
         outputs = [MethodOutput() for _ in methods]
         count = threads and (1 if find_writer else threads)
         score = functools.partial(
@@ -343,7 +342,7 @@ def score_batches(
                 break
         del scored  # waits for the threads, which may still score the next batches
         for output in outputs:
-            output.seconds /= max(1, min(count or 1, total))  # the threads work side by side
+            output.seconds /= max(1, min(count or 1, total))  # the threads work in parallel
         if not mutated:
             break
         if not find_writer:
@@ -368,8 +367,8 @@ def score_batch(
 ) -> list[MethodOutput]:
     """Score one batch with every method that has no error in `earlier`.
 
-    Whether a method wrote into its input is checked after each method, or after the last one. The output of the
-    method that was scored before a failed check is the last in the list, with InputMutated as its error.
+    Writes into the input are detected after each method (`check_each`), or after the last one. If there is one, the
+    last output in the list is that of the method before the check, with InputMutated as its error.
     """
     import torch
 
@@ -394,6 +393,6 @@ def score_batch(
             output.seconds = time.perf_counter() - began
         last = len(outputs) == len(methods)
         if (check_each or last) and not (tasks.task.intact() and batch.intact()):
-            output.error = InputMutated("it changes in place what it was given; clone it first")
+            output.error = InputMutated("it changes its inputs in place; clone them first")
             break
     return outputs

@@ -1,4 +1,4 @@
-"""The contract that every method keeps, checked on toy data by `oodbench methods check` and by our own tests."""
+"""The contract of methods, checked on toy data by `oodbench methods check` and by our tests."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.score import CHUNK
 from oodbench.pipeline.trial import Trial, auroc_problem, trial
 
-SEEN = 3 * CHUNK  # images that a method scores before it scores the first ones again
+SEEN = 3 * CHUNK  # images that a method scores before it scores the first images again
 FEW = 12  # images that are scored one by one
-TOLERANCE = 1e-3  # of the standard deviation of scores: the difference that another batch size may make
+TOLERANCE = 1e-3  # of the standard deviation of scores: the difference allowed for another batch size
 
 
 def is_frozen(t: Trial) -> str:
@@ -40,7 +40,7 @@ def is_frozen(t: Trial) -> str:
 
 
 def gives_one_finite_score_per_image(t: Trial) -> str:
-    """score() returns [b], finite."""
+    """score() returns [b] finite scores."""
     scores = check_scores(t.scores(t.world.id), len(t.world.id))
     return "" if np.isfinite(scores).all() else "a score is NaN or infinite"
 
@@ -48,8 +48,8 @@ def gives_one_finite_score_per_image(t: Trial) -> str:
 def is_deterministic(t: Trial) -> str:
     """The same images score the same twice, also when it is imported and fitted again and scores other images first.
 
-    The first images of all that the new import scores, one by one, score as they do in the old one, which has scored
-    hundreds: a method that counts images is found however low its limit is.
+    The new import scores the first images one by one, and they must score as in the old one, which has scored hundreds:
+    this detects a method that counts images, however low its limit is.
     """
     first = t.scores(t.world.id)
     if not t.same(first, t.scores(t.world.id)):
@@ -66,18 +66,18 @@ def is_deterministic(t: Trial) -> str:
     return f"the first images score differently ({gap:.2g}) after others; {STREAM_ADVICE}"
 
 
-def keeps_nothing_of_what_it_sees(t: Trial) -> str:
-    """After thousands of images, what fit() returned and the scores of the first images are the same as before."""
+def keeps_no_state_between_images(t: Trial) -> str:
+    """After thousands of images, the state and the scores of the first images are the same as before."""
     fitted = FittedMethod(cast(Job, None), t.method, state=t.state)
     before, first = method_contents(fitted), t.scores(t.world.id)
     both = torch.cat([t.world.ood, t.world.id])
     for _ in range(SEEN // CHUNK):
         t.scores(both[torch.arange(CHUNK) % len(both)])
     if (place := difference(before, method_contents(fitted))) is not None:
-        return f"score() changes {place}; what is learnt belongs to fit(); {STREAM_ADVICE}"
+        return f"score() changes {place}; learning belongs to fit(); {STREAM_ADVICE}"
     if t.same(first, t.scores(t.world.id)):
         return ""
-    return f"other scores for the same images after {SEEN:,} others: what is learnt belongs to fit(); {STREAM_ADVICE}"
+    return f"the same images score differently after {SEEN:,} others: learning belongs to fit(); {STREAM_ADVICE}"
 
 
 def does_not_depend_on_the_batch(t: Trial) -> str:
@@ -96,7 +96,7 @@ def does_not_depend_on_the_batch(t: Trial) -> str:
 
 
 def _allowed(scores: Tensor) -> float:
-    """Return the difference that another batch size may make."""
+    """Return the difference allowed for another batch size."""
     return TOLERANCE * max(scores.double().std().item(), 1e-6)
 
 
@@ -107,7 +107,7 @@ def leaves_its_input_alone(t: Trial) -> str:
         t.method.score(batch, t.task, t.state)
     t.predictions(batch)
     if not t.task.intact():
-        return "score() changed in place what task.text() or task.logits() gave it"
+        return "score() changed in place a tensor of task.text() or task.logits()"
     return "" if batch.intact() else "score() changed its input in place"
 
 
@@ -120,7 +120,7 @@ def predicts_classes(t: Trial) -> str:
     return ""
 
 
-def repeats_its_views(t: Trial) -> str:
+def has_deterministic_views(t: Trial) -> str:
     """A view gives the same pixels whenever it is given the same image."""
     from PIL import Image
 
@@ -132,13 +132,13 @@ def repeats_its_views(t: Trial) -> str:
     return ""
 
 
-def tells_id_from_ood(t: Trial) -> str:
+def ranks_id_above_ood(t: Trial) -> str:
     """Higher means more in-distribution: ID images of the toy dataset score above OOD images."""
     return auroc_problem(t.scores(t.world.id), t.scores(t.world.ood))
 
 
-def has_a_state_that_travels(t: Trial) -> str:
-    """What fit() returns can be pickled, and scores the same afterwards."""
+def has_a_picklable_state(t: Trial) -> str:
+    """The state can be pickled, and scores the same afterwards."""
     try:
         state = pickle.loads(pickle.dumps(t.state))
     except Exception as error:
@@ -151,18 +151,16 @@ CHECKS: tuple[Callable[[Trial], str], ...] = (
     is_frozen,
     gives_one_finite_score_per_image,
     is_deterministic,
-    keeps_nothing_of_what_it_sees,
+    keeps_no_state_between_images,
     does_not_depend_on_the_batch,
     leaves_its_input_alone,
     predicts_classes,
-    repeats_its_views,
-    tells_id_from_ood,
-    has_a_state_that_travels,
+    has_deterministic_views,
+    ranks_id_above_ood,
+    has_a_picklable_state,
 )
-
-
 STREAM_CHECKS = (is_frozen, *stream_contract.CHECKS)
-QUICK = (gives_one_finite_score_per_image, leaves_its_input_alone, predicts_classes)  # `run --plugin` makes them first
+QUICK = (gives_one_finite_score_per_image, leaves_its_input_alone, predicts_classes)  # that `run --plugin` runs first
 
 
 def checks_of(info: MethodInfo, *, quick: bool = False) -> Sequence[Callable[[Trial], str]]:
@@ -178,11 +176,11 @@ def run_checks(
     device: str = "cpu",
     checks: Sequence[Callable[[Trial], str]] | None = None,
 ) -> list[tuple[str, str]]:
-    """Return (check, problem or "") for every check, in order; a method that cannot be fitted fails the first alone.
+    """Return (check, problem or "") for every check, in order; a method that cannot be fitted only fails the first.
 
     `parameters` are hyper-parameters that differ from the defaults; `checks` are all of checks_of() by default.
     """
-    made = "can be made and begun" if "STREAM" in info.needs else "can be made and fitted"
+    made = "can be built and begun" if "STREAM" in info.needs else "can be built and fitted"
     try:
         fitted = trial(info, parameters, device)
     except Exception as error:
@@ -198,9 +196,9 @@ def run_checks(
 
 
 def quick_problems(jobs: Sequence[Job], device: str) -> list[str]:
-    """Return what is wrong with methods before images are encoded for them; trained methods are left out.
+    """Return the problems of methods before images are encoded for them; trained methods are left out.
 
-    It stops no run: a hyper-parameter may not fit the toy dataset, such as more neighbours than it has images.
+    They are warnings: a hyper-parameter may not fit the toy dataset, such as more neighbours than it has images.
     """
     found = []
     for job in jobs:
@@ -208,14 +206,14 @@ def quick_problems(jobs: Sequence[Job], device: str) -> list[str]:
             continue
         checks = run_checks(job.info, job.parameters, device, checks_of(job.info, quick=True))
         for check, problem in [(check, problem) for check, problem in checks if problem][:1]:
-            found.append(f"{job.label} in a toy world: {check}: {problem}; oodbench methods check shows all")
+            found.append(f"{job.label} on the toy dataset: {check}: {problem}; oodbench methods check shows all")
     return found
 
 
 def citation_problem(info: MethodInfo) -> str:
-    """Return what a table would lack, or "": the file's first line is `Title: what it is (Authors, Venue Year, URL)`.
+    """Return what is missing in the file's first line, `Title: description (Authors, Venue Year, URL)`, or "".
 
-    It breaks no contract: a new method has no paper yet.
+    This is no breach of contract, as a new method has no paper yet.
     """
     if not re.search(r"\d{4}", info.citation) or not re.search(r"arXiv:\d{4}\.\d{4,5}|doi:|https?://", info.citation):
         return (
@@ -225,7 +223,7 @@ def citation_problem(info: MethodInfo) -> str:
 
 
 def other_process_problem(info: MethodInfo, parameters: Mapping[str, Any] | None = None, device: str = "cpu") -> str:
-    """Return how a second process scores otherwise, or "": with another PYTHONHASHSEED, its sets have another order."""
+    """Return how the scores of a second process differ, or ""; its PYTHONHASHSEED gives sets another order."""
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -238,17 +236,17 @@ def other_process_problem(info: MethodInfo, parameters: Mapping[str, Any] | None
             command = [sys.executable, "-c", code]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if not found.is_file():
-                return f"it fails in another process: {(done.stderr.strip().splitlines() or ['it was ended'])[-1]}"
+                return f"it fails in another process: {(done.stderr.strip().splitlines() or ['it was killed'])[-1]}"
             again = torch.from_numpy(np.load(found))
     except Exception as error:
         return _message(error)
     if here.same(first, again):
         return ""
-    return "another process, with another PYTHONHASHSEED, gives other scores: sort what comes out of a set"
+    return "another process, with another PYTHONHASHSEED, gives other scores: sort the elements of sets"
 
 
 def write_scores(given: str, found: str) -> None:
-    """Write the scores of a method on the toy dataset as other_process_problem() asks for them."""
+    """Write the scores of a method on the toy dataset to a file, for other_process_problem()."""
     fitted = trial(*pickle.loads(Path(given).read_bytes()))
     np.save(found, fitted.scores(fitted.world.id).double().numpy())
 

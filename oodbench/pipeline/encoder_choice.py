@@ -1,4 +1,4 @@
-"""The encoder of a run without --encoder: that of trained weights, else the benchmark's; and why."""
+"""The encoder of a run without --encoder: that of trained weights, else the benchmark's; and the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from oodbench.pipeline.weights import files_of, recipe_of
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """A value of --encoder, and why it was taken; "" if the user gave it, or for the embedded encoder."""
+    """A value of --encoder, and the reason for it; "" if the user gave it, or for the embedded encoder."""
 
     text: str
     reason: str = ""
@@ -32,9 +32,9 @@ def choose_encoder(
     """Return the encoder of a run; `files` are the weights that the user named, by method.
 
     It is --encoder; else the one that the user's weights were trained for; else the one of the released weights of the
-    named methods; else the benchmark's. Released weights do not decide on a benchmark of the embedded encoder, for
+    named methods; else the benchmark's. Released weights do not count on a benchmark of the embedded encoder, for
     which weights are shipped. Raises UserError, with the commands to paste, if trained methods need different encoders,
-    or if there is none to take.
+    or if no encoder follows.
     """
     if request.encoder:
         return EncoderChoice(request.encoder)
@@ -70,14 +70,14 @@ def choose_encoder(
 
 
 def benchmark_of_classes(classes: str) -> Benchmark:
-    """Return the benchmark of the ID set that is named as a class list; else one with the embedded encoder."""
+    """Return the benchmark of the ID set of this name; else one with the embedded encoder."""
     named = datasets().get(classes)
     benchmark = benchmarks().get(named.benchmark) if named else None
     return benchmark or Benchmark("images", "images", "images", encoder=EMBEDDED)
 
 
 def encoder_without_run(request: RunRequest, benchmark: Benchmark) -> EncoderChoice:
-    """Return the encoder that a run of the request on a benchmark takes."""
+    """Return the encoder that a run of the request on a benchmark uses."""
     files = weights_files(request, registry.methods(request.plugins))
     return choose_encoder(request, make_jobs(request), files, benchmark, is_run=False)
 
@@ -95,7 +95,7 @@ def known_encoders() -> list[str]:
 
 
 def _trained_for(file: Path | None, method: str) -> str:
-    """Return the encoder in the recipe of a weights file, or of all in a folder; "" if there is none, or several."""
+    """Return the encoder in the recipe of a weights file, or of all files in a folder; "" for none or several."""
     if file is not None and file.is_dir():
         encoders = {_trained_for(path, method) for path in files_of(file, method)}
         return encoders.pop() if len(encoders) == 1 else ""
@@ -107,7 +107,7 @@ def _trained_for(file: Path | None, method: str) -> str:
         return ""  # reported when the file is examined
     try:
         parse_encoder(name)
-    except UserError as error:  # a checkpoint file of the user, of which the recipe holds only the name
+    except UserError as error:  # a checkpoint file of the user; the recipe holds only its name
         raise UserError(f"{file} was trained for {name}; name that encoder, with its path: --encoder {name}") from error
     return name
 

@@ -38,7 +38,7 @@ def add_intervals(plan: Plan, result: Result, job: Job, entries: Mapping[str, En
 
 
 def uncertainty(settings: Settings) -> dict[str, Any]:
-    """Return how intervals are computed, as a result holds it."""
+    """Return how intervals are computed, as a result stores it."""
     return {
         "level": settings.level,
         "replicates": settings.replicates,
@@ -76,7 +76,7 @@ def stored_intervals(plan: Plan, job: Job, inputs: Mapping[str, Any], scores: Ca
 
 
 def rounded(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Interval]]:
-    """Return intervals by name and metric as results hold them."""
+    """Return intervals by name and metric as results store them."""
     return {
         name: {metric: (round(low, DIGITS), round(high, DIGITS)) for metric, (low, high) in metrics.items()}
         for name, metrics in found.items()
@@ -122,7 +122,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
 
 
 def warnings(plan: Plan, scores: Iterable[tuple[str, npt.NDArray[np.float64]]]) -> tuple[str, ...]:
-    """Return why the metrics may mislead: a method that gives all images of a set the same score.
+    """Return a warning if the metrics may mislead because all images of a set have the same score.
 
     `scores` are those of each set, with its title.
     """
@@ -170,13 +170,13 @@ def head(plan: Plan, job: Job) -> Result:
 
 
 def access_of(plan: Plan, job: Job) -> Access:
-    """Return the access card of a row; a stream sees what its base has seen, too."""
+    """Return the access card of a row; that of a stream includes the access of its base."""
     own, base = job.access(plan.draw.shots), plan.base_of(job)
     return both(own, base.access(plan.draw.shots)) if base else own
 
 
 def run_settings(plan: Plan, job: Job) -> dict[str, Any]:
-    """Return the settings of the run as a result holds them."""
+    """Return the settings of the run as a result stores them."""
     request = plan.request
     cut = any(len(listing) < listing.total for listing in plan.listings)
     return {
@@ -193,7 +193,7 @@ def run_settings(plan: Plan, job: Job) -> dict[str, Any]:
 
 
 def _base(plan: Plan, job: Job) -> dict[str, Any]:
-    """Return what the scores of a stream's base depend on, as a result holds it."""
+    """Return everything that the scores of a stream's base depend on, as a result stores it."""
     return {
         "label": job.label,
         "parameters": job.parameters,
@@ -206,18 +206,19 @@ def _base(plan: Plan, job: Job) -> dict[str, Any]:
 
 
 def lists(plan: Plan) -> str:
-    """Return what the digests of the images count."""
+    """Return what the digests of the images are computed from."""
     if plan.request.strict:
         return "content"
     if all(listing.content and not listing.sizes for listing in plan.listings):
-        return "name, size, time"  # drawn images count by content; these words stand in all rows of glyphs
+        return "name, size, time"  # rendered images are hashed by content, but all results of glyphs have these words
     return "name, size"
 
 
 def _calibration(plan: Plan, job: Job) -> dict[str, Any] | None:
-    """Return the calibration images of a method as a result holds them; None if it reads none.
+    """Return the calibration images of a method as a result stores them; None if it reads none.
 
-    Of a method that reads labels: `labels`, "all" or how many of each class, and the digest of the list with labels.
+    For a method that reads labels they have `labels`, "all" or the number of images of each class, and the digest of
+    the list with labels.
     """
     listing = plan.calibration_of(job)
     if listing is None:

@@ -1,4 +1,4 @@
-"""Events of a run: what a run reports while it goes on, and the file that keeps one JSON line per event."""
+"""Events that a run reports, and the file that records each as a JSON line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a task or a worker.
+    """A change of state of a task or a worker.
 
     what     started, done, retried or failed; for workers joined or lost
     stage    extract, fit, score, stream, row or worker; on Ray views, too
@@ -38,18 +38,18 @@ class Event:
 
 
 Tell = Callable[[Event], None]
-Advance = Callable[[int], None]  # called with every number of images or prompts that are done
+Advance = Callable[[int], None]  # called with the number of images or prompts that were just processed
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Functions that are called while a run goes on.
+    """Callbacks of a run.
 
     extracting  (dataset, images) -> Advance, before images are encoded
     prompts     (number of prompts) -> Advance, before prompts are encoded
     scoring     (dataset, labels of the methods, images) -> Advance, before a dataset is scored in this process
     finished    (result), after each result is written
-    event       (event), for everything that happens
+    event       (event), for every event
     """
 
     extracting: Callable[[str, int], Advance] = lambda dataset, images: lambda n: None
@@ -70,9 +70,7 @@ def log_to(path: Path | None) -> Iterator[Tell]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open(
-            "a", encoding="utf-8", buffering=1
-        )  # buffered by line, because several runs may share the file
+        file = path.open("a", encoding="utf-8", buffering=1)  # line-buffered: several runs may share the file
     except OSError as error:
         raise UserError(f"--events {path} cannot be written: {error.strerror}; name another file") from error
     lock = threading.Lock()

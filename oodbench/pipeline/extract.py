@@ -1,9 +1,9 @@
 """Extract embeddings: every image of a set goes through the image tower once, and the result is stored in shards.
 
-A shard is a few thousand consecutive images, a multiple of the batch size. Its key is made of its own images, the
-encoder, the precision and the batch size. A run that is killed leaves complete shards; the next run computes the
-missing ones, with the same batch boundaries and therefore the same digits. A set that is a subset of others, or a
-union, is not encoded: the rows of its shards are copied from the shards of those sets, which are computed first.
+A shard is a few thousand consecutive images, a multiple of the batch size. Its key depends on its images, the encoder,
+the precision and the batch size. A run that is killed leaves complete shards; the next run computes the missing ones,
+with the same batch boundaries and therefore the same digits. A subset or union of other sets is not encoded: the rows
+of its shards are copied from the shards of those sets, which are computed first.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """The embeddings of n images that could be read, and the images that could not.
+    """The embeddings of the n images that could be read, and the names of those that could not.
 
     arrays     embeddings [n, d], not normalised; activations [n, w] unless they are the embeddings
     positions  [n] positions in the image set
@@ -54,7 +54,7 @@ def encode_batches(batches: Iterable[Decoded], encoder: LoadedEncoder, done: Cal
     import torch
 
     rows: list[tuple[Floats, Floats]] = []
-    pending: list[tuple[Tensor, Tensor]] = []  # a GPU may still compute them
+    pending: list[tuple[Tensor, Tensor]] = []  # a GPU may still be computing them
     positions: list[int] = []
     skipped: list[tuple[str, str]] = []
     with torch.no_grad(), encoder.casting_once():
@@ -71,7 +71,7 @@ def encode_batches(batches: Iterable[Decoded], encoder: LoadedEncoder, done: Cal
 
 
 def arrays_of(rows: Sequence[tuple[Floats, Floats]], card: EncoderCard) -> dict[str, Floats]:
-    """Return what is stored of batches of embeddings and activations."""
+    """Return the arrays to store for batches of embeddings and activations."""
     arrays = {"embeddings": _concatenated([row[0] for row in rows], card.embed_dim)}
     if card.activation != "embedding":  # else they are the embeddings, and are not stored twice
         arrays["activations"] = _concatenated([row[1] for row in rows], card.width)
@@ -79,13 +79,13 @@ def arrays_of(rows: Sequence[tuple[Floats, Floats]], card: EncoderCard) -> dict[
 
 
 def _to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Return pixels as numbers in [0, 1] on the device; a GPU copies pinned memory while it computes."""
+    """Return pixels as floats in [0, 1] on the device; a GPU copies pinned memory while it computes."""
     images = images.pin_memory() if device.type == "cuda" else images
     return fractions(images.to(device, non_blocking=True))
 
 
 def fractions(images: Tensor) -> Tensor:
-    """Return bytes as numbers in [0, 1]; numbers, as an encoder of one's own may preprocess to, as they are."""
+    """Return bytes as floats in [0, 1]; floats, which the preprocessing of a user's encoder may return, unchanged."""
     return images if images.is_floating_point() else images.float() / 255
 
 
@@ -106,7 +106,7 @@ SHARD = 2048  # images, rounded up to whole batches
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """What embeddings depend on in addition to the images; `encoder` is the identity of the card."""
+    """Settings that embeddings depend on in addition to the images; `encoder` is the identity of the card."""
 
     encoder: str
     precision: str
@@ -127,7 +127,7 @@ class ExtractionJob:
     view: KeyedView | None = None
 
     def __post_init__(self) -> None:
-        """Keep what depends on sizes and times of files on this machine: a shared store has entries by content only."""
+        """Use the local store if keys depend on sizes and times of files: keys of a shared store need contents."""
         if self.store.url and self.listing.local:
             object.__setattr__(self, "store", self.store.local())
 
@@ -156,7 +156,7 @@ class ExtractionJob:
         return [replace(self, listing=origin.source) for origin in self.listing.origins]
 
     def images(self) -> int:
-        """Return how many images are encoded if none is stored: the images of the origins if the set is derived."""
+        """Return how many images are encoded if none is stored: those of the origins if the set is derived."""
         return sum(origin.images() for origin in self.origins()) or len(self.listing)
 
 
@@ -184,7 +184,7 @@ class EmbeddedSet:
 
     @property
     def seconds(self) -> float:
-        """Return the time that the encoding took when it was done."""
+        """Return the seconds that the encoding took when it ran."""
         return float(sum(shard.facts["seconds"] for shard in self.shards))
 
     @property
@@ -223,7 +223,7 @@ def extract(
         entries.append(entry)
     embedded = EmbeddedSet(listing, tuple(entries), tuple(start for start, _ in work.shards()))
     if len(embedded.skipped) == len(listing):
-        raise UserError(f"dataset '{listing.dataset.name}': not one of its {len(listing)} images can be read")
+        raise UserError(f"dataset '{listing.dataset.name}': none of its {len(listing)} images can be read")
     return embedded
 
 

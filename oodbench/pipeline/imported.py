@@ -32,14 +32,14 @@ from oodbench.results import IdRow, Result, SetRow, commit, read, slug, versions
 from oodbench.storage.files import atomic_write, expand, write_text
 from oodbench.storage.store import Store, default_root, digest, file_digest
 
-HIGHER = ("id", "ood")  # whose scores are higher
+HIGHER = ("id", "ood")  # images with the higher scores
 _LIBRARIES = ("oodbench", "numpy", "python")  # the numbers were computed with these; the scores were not
 _UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What the user asked for. Every field is an option of `oodbench import`; `scores` are its arguments."""
+    """The request of an import. Every field is an option of `oodbench import`; `scores` are its arguments."""
 
     scores: tuple[str, ...]
     benchmark: str
@@ -69,7 +69,7 @@ class Imported:
     path: Path
     result: Result
     sets: tuple[SetScores, ...]
-    replaced: bool  # whether the file had another result, of an earlier import
+    replaced: bool  # whether the file had another result from an earlier import
 
 
 def import_scores(request: ImportRequest) -> Imported:
@@ -129,9 +129,9 @@ def _check(request: ImportRequest) -> None:
     problems = choice_problems(("--at95", request.at95, metrics.AT95), ("--aupr", request.aupr, metrics.AUPR))
     problems += range_problems(("--bootstrap", request.bootstrap, 0, 10**7), ("--seed", request.seed, 0, 2**63 - 1))
     if request.higher not in HIGHER:
-        given = f"--higher {request.higher}: there are two answers" if request.higher else "--higher is missing"
+        given = f"--higher {request.higher}: give id or ood" if request.higher else "--higher is missing"
         problems.append(
-            f"{given}: whose images have the higher scores?\n  --higher id   ID images, as for confidences (MCM, MSP)\n"
+            f"{given}: which images have the higher scores?\n  --higher id   ID images, as for confidences (MCM, MSP)\n"
             "  --higher ood  OOD images, as for distances and uncertainties"
         )
     if not is_writable(expand(request.out)):
@@ -153,13 +153,13 @@ def _choice(text: str) -> Choice:
 
 
 def _encoder(text: str) -> dict[str, Any]:
-    """Return what the name of an encoder says about it; a name that oodbench does not know stays as it is.
+    """Return the fields of an encoder's card that follow from its name; an unknown name stays as it is.
 
     Raise UserError for an architecture without its weights, and a file that does not exist.
     """
     name = open_clip_name(text.strip())
     if not name:
-        raise UserError("--encoder is empty; name what encoded the images, such as ViT-B-16/openai")
+        raise UserError("--encoder is empty; name the encoder of the images, such as ViT-B-16/openai")
     if re.fullmatch(r"[\w-]+", name) and tags(name):
         parse_encoder(name)  # raises, with the tags
     architecture, tag, weights = "", "", ""
@@ -175,9 +175,9 @@ def _encoder(text: str) -> dict[str, Any]:
 
 
 def parse_access(text: str) -> Access | None:
-    """Return the access card of `id_images,id_labels=16`; `none` is one without access, and "" is None.
+    """Return the access card of `id_images,id_labels=16`; `none` gives a card without access, and "" gives None.
 
-    Raise UserError for what no card has.
+    Raise UserError for a field or value that a card does not have.
     """
     if not text.strip():
         return None
@@ -196,12 +196,12 @@ def parse_access(text: str) -> Access | None:
 
 
 def _signed(one: SetScores, higher: str) -> SetScores:
-    """Return scores of which higher ones mean more in-distribution. The difference from 0 has no negative zero."""
+    """Return scores of which higher means more in-distribution. Subtracting from 0 gives no negative zero."""
     return one if higher == "id" else dataclasses.replace(one, scores=0.0 - one.scores)
 
 
 def _origin(request: ImportRequest, sets: Sequence[SetScores], parameters: bool, access: bool) -> dict[str, Any]:
-    """Return where the scores come from, what was checked, and what is not known."""
+    """Return the origin of the scores, what was checked, and what is not known."""
     known = {"parameters": parameters, "templates": bool(request.templates), "access": access, "by": bool(request.by)}
     return {
         "by": request.by or _UNKNOWN,
@@ -217,9 +217,9 @@ def _remark(request: ImportRequest, sets: Sequence[SetScores]) -> str:
     """Return the sentence on an imported result that is printed below its tables."""
     files = ", ".join(dict.fromkeys(s.path.name for s in sets))
     whom = f"computed by {request.by}" if request.by else "it is not stated who computed them"
-    sign = f"; sign as given (--higher {request.higher}), though the mean AUROC is below 50 %"
+    sign = f"; sign as given (--higher {request.higher}), although the mean AUROC is below 50 %"
     unsure = [s.dataset.title for s in sets if not s.list_digest]
-    order = f"; which score is of which image was not checked: {', '.join(unsure)}" if unsure else ""
+    order = f"; which image has which score was not checked: {', '.join(unsure)}" if unsure else ""
     return f"imported scores, {whom} ({files}){sign if request.force_sign else ''}{order}"
 
 
@@ -264,16 +264,16 @@ def _evaluated(result: Result, sets: Sequence[SetScores], settings: Settings) ->
 
 
 def _check_sign(result: Result, request: ImportRequest) -> None:
-    """Raise UserError if the scores rank OOD above ID images, or if --force-sign has nothing to force."""
+    """Raise UserError if the scores rank OOD above ID images, or if --force-sign is not needed."""
     mean, other = result.mean("auroc"), next(one for one in HIGHER if one != request.higher)
     if mean < 0.5 and not request.force_sign:
         raise UserError(
             f"with --higher {request.higher} the mean AUROC is {100 * mean:.2f} %, so that the "
             f"{'OOD' if request.higher == 'id' else 'ID'} images have the higher scores; write --higher {other} "
-            f"({100 * (1 - mean):.2f} %)\n  or, if the method really ranks them so, --force-sign"
+            f"({100 * (1 - mean):.2f} %)\n  or, if the method really ranks them that way, --force-sign"
         )
     if mean >= 0.5 and request.force_sign:
-        raise UserError(f"the mean AUROC is {100 * mean:.2f} %: there is no sign to force; leave --force-sign out")
+        raise UserError(f"the mean AUROC is {100 * mean:.2f} %: the sign need not be forced; leave --force-sign out")
 
 
 def _write(result: Result, sets: Sequence[SetScores], out: Path) -> Imported:

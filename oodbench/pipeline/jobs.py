@@ -43,7 +43,7 @@ def sweep_variants(
 ) -> Mapping[str, list[Overrides]]:
     """Return, by method, every combination of the values of its `--sweep METHOD.PARAMETER=A,B,...`.
 
-    `known` are all methods, `chosen` those of the request. What is wrong is appended to `problems`.
+    `known` are all methods, `chosen` those of the request. Problems are appended to `problems`.
     """
     swept: dict[str, dict[str, list[Any]]] = {}
     for text in sweeps:
@@ -79,10 +79,10 @@ class Job:
 
     templates  the prompts, None for a method without prompts
     given      the hyper-parameters that the user set
-    named      whether the user named the method; one of a group is skipped where it cannot run
+    named      whether the user named the method; a method of a group is skipped if it cannot run
     base       label of the job whose scores a stream reads, or ""
     only_base  whether the method is scored for a stream alone, and has no row
-    variant    what the label says of weights that stand in a folder with others, as `K=4,seed=2`
+    variant    part of the label that distinguishes weights of a folder, as `K=4,seed=2`
     """
 
     info: MethodInfo
@@ -105,7 +105,7 @@ class Job:
 
     @property
     def calibrates(self) -> bool:
-        """Return whether fit() reads ID training images: not if the user set the value that is computed from them."""
+        """Return whether fit() reads ID training images: not if the user set the value that it computes from them."""
         return self.info.calibrates(self.parameters)
 
     def access(self, shots: int | None = None) -> Access:
@@ -126,7 +126,7 @@ class Job:
 
     @property
     def by_hand(self) -> str:
-        """Return the option that replaces calibration images, "" if there is none."""
+        """Return the option that makes calibration images unnecessary, "" if there is none."""
         return f"--set {self.info.name}.{self.info.calibrated}=..." if self.info.calibrated else ""
 
     def build(self) -> Method[Any]:
@@ -171,7 +171,7 @@ class Jobs:
         return tuple(job for job in self.jobs if not job.only_base)
 
     def reasons(self, own: Mapping[str, str], joint: str = ": ") -> dict[str, str]:
-        """Return why jobs with rows cannot run, by label: the reasons of their `own`, or those of their base."""
+        """Return why jobs with rows cannot run, by label: their own reasons, or those of their base."""
         failed = [job for job in self.rows if job.label in own or job.base in own]
         return {job.label: own.get(job.label) or f"needs its base {job.base}{joint}{own[job.base]}" for job in failed}
 
@@ -227,7 +227,7 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
             except UserError as error:
                 if choice.named or info.name in settings or info.name in swept:
                     problems += error.problems
-                else:  # of a group, with a default base that cannot run
+                else:  # a method of a group, whose default base cannot run
                     skipped_methods.append((info.name, error.problems[0]))
     if not jobs and not problems:
         problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in skipped_methods))
@@ -239,7 +239,7 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
 def _base(job: Job, known: Mapping[str, MethodInfo], templates: str) -> Job | None:
     """Return the job whose scores a stream reads: the method that its hyper-parameter `base` names, if it has one.
 
-    Raises UserError if it is not one method that scores each image on its own.
+    Raises UserError if that is not one method that scores each image independently.
     """
     text = job.parameters.get("base")
     if not job.is_stream or not isinstance(text, str) or not text:
@@ -276,7 +276,7 @@ def stream_problems(jobs: Jobs, request: RunRequest) -> list[str]:
 
 
 def _without_groups(choices: Sequence[Choice], known: Mapping[str, MethodInfo], problems: list[str]) -> list[Choice]:
-    """Return the choices with the methods of each group in its place. What is wrong is appended to `problems`."""
+    """Return the choices with each group replaced by its methods. Problems are appended to `problems`."""
     out: list[Choice] = []
     for choice in choices:
         if choice.name not in registry.NAMED_GROUPS:
@@ -294,7 +294,7 @@ def _without_groups(choices: Sequence[Choice], known: Mapping[str, MethodInfo], 
 def _settings(
     request: RunRequest, known: Mapping[str, MethodInfo], choices: Sequence[Choice], problems: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return the values of `--set METHOD.PARAMETER=VALUE` by method. What is wrong is appended to `problems`."""
+    """Return the values of `--set METHOD.PARAMETER=VALUE` by method. Problems are appended to `problems`."""
     settings: dict[str, dict[str, Any]] = {}
     asked = [known[choice.name] for choice in choices if choice.name in known]
     for text in request.settings:
@@ -325,13 +325,13 @@ def _check_not_of_weights(info: MethodInfo, overrides: Mapping[str, Any], reques
             f"{overrides.get('seed', 0)}.safetensors",
         )
         raise UserError(
-            f"{' and '.join(given)} of {info.name} are those of its weights, and no hyper-parameter; name the file of "
+            f"{' and '.join(given)} of {info.name} are those of its weights, not hyper-parameters; name the file of "
             f"these weights, or a folder for all: {command(request, methods=plain, weights=weights)}"
         )
 
 
 def _needs_problem(info: MethodInfo) -> str:
-    """Return why no batch has all that a method says it reads, or ""."""
+    """Return why no batch has all inputs that a method declares, or ""."""
     if "LABELS" in info.needs and "CALIBRATION" not in info.needs:
         return (
             "it reads labels, which only calibration images have: write needs = Needs.CALIBRATION | Needs.LABELS | ..."

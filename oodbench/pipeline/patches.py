@@ -1,10 +1,10 @@
 """One pass over an image set for the methods that read patches, which also stores the embeddings that are missing.
 
-They are `patches` in the joint space, or `patch_activations` before the last linear map. They are not stored (200 or
-300 KB an image in half precision for ViT-B-16) unless --keep-patches is given: methods are
-scored while the images are encoded. Every image goes through the image tower once, for embeddings, activations and
-patches together; if the embeddings are stored already, it goes through it again for the patches. The embeddings of a
-derived set are computed before, with those of the sets that it is taken from.
+Features of patches are `patches` in the joint space, or `patch_activations` before the last linear map. They are stored
+only with --keep-patches (200 or 300 KB per image in half precision for ViT-B-16): methods are scored while the images
+are encoded. Every image goes through the image tower once, for embeddings, activations and patches together; if the
+embeddings are stored already, it goes through it again for the patches. The embeddings of a derived set are computed
+before the pass, with those of the sets that it is derived from.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ Bounds = tuple[int, int]
 
 @dataclass
 class PatchPass:
-    """The batches of an image set with patches; the set's embeddings are stored when they all have been read.
+    """The batches of an image set with patches; the set's embeddings are stored once all batches have been read.
 
     images    the set, and how it is encoded
     embedded  returns its stored embeddings, and computes those that are missing
     encoder   returns the loaded encoder
-    fields    which features of patches the batches have: `patches`, `patch_activations` or both
+    fields    features of patches in the batches: `patches`, `patch_activations` or both
     pixels    whether the batches have pixels, too
     keep      whether patches are stored in half precision, and read if they are stored
     """
@@ -78,10 +78,10 @@ class PatchPass:
         return self.embedded().positions
 
     def sample(self) -> Sample:
-        """Return the first images as two small batches; the pass has then begun, and batches() goes on with it."""
+        """Return the first images as two small batches; this begins the pass that batches() continues."""
         batches = self._encode()
         first = next(batches, None)
-        if first is None:  # not one image can be read, which embedded() says
+        if first is None:  # no image can be read, which embedded() reports
             self.embedded()
             raise AssertionError("an image set without images has embeddings")
         self._begun = chain([first], batches)
@@ -90,7 +90,7 @@ class PatchPass:
         return Sample(tuple(first.part(slice(own[0], own[-1] + 1)).copy() for own in rows), tuple(rows))
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches of the set; each call but the one after sample() is a pass of its own."""
+        """Yield the batches of the set in a new pass, or in the one that sample() began."""
         begun, self._begun = self._begun, None
         return begun or self._encode()
 
@@ -146,7 +146,7 @@ class PatchPass:
             write_shard(self.images, bounds, found, encoder, seconds + time.perf_counter() - began)
 
     def _batch(self, part: Decoded, stored: tuple[Tensor, Tensor] | None, encoder: LoadedEncoder) -> Batch:
-        """Encode a batch; its embeddings are those that are stored, if they are."""
+        """Encode a batch; stored embeddings are used if there are any."""
         import torch
 
         assert part.images is not None
@@ -169,7 +169,7 @@ class PatchPass:
             self.images.store.write("patches", self._key(bounds, name), arrays, {"dataset": self.listing.dataset.name})
 
     def _kept(self, bounds: Bounds) -> list[dict[str, Entry]]:
-        """Return what is stored of a shard's patches by batch and field, [] unless everything is."""
+        """Return the stored patches of a shard by batch and field, [] unless all are stored."""
         size = self.images.recipe.batch_size
         kept = []
         for start in range(bounds[0], bounds[1], size):
@@ -194,7 +194,7 @@ def to_half(name: str, values: Tensor) -> Tensor:
     half = values.half()
     if bool((half.isinf() & values.isfinite()).any()):
         raise UserError(
-            f"{name} of this encoder are above 65504, which half precision, as they are stored, cannot hold"
+            f"{name} of this encoder exceed 65504, the largest number of half precision, in which they are stored"
         )
     return half
 

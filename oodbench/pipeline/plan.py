@@ -1,4 +1,4 @@
-"""Make a plan from a request. Every problem of a request is found here, before a model is loaded."""
+"""Make a plan from a request. This finds every problem of a request before a model is loaded."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class OodSet:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that was checked, with everything that its run needs.
+    """A checked request, with everything that its run needs.
 
     calibration           ID training images for methods that read no labels of them
     jobs                  the methods that will run, those that are only the base of a stream included
     skipped_methods       (name, reason) of methods that a group or `--skip-missing` leaves out
     skipped               a note for every OOD set that --skip-missing skips
     incompatible_methods  (name, reason) of methods of a group that need another kind of encoder
-    encoder_note          which encoder was taken without --encoder, and why; "" if the user named it
+    encoder_note          the encoder that is used without --encoder, and why; "" if the user named it
     labelled              ID training images for methods that read their labels, which are indices into `classes`
     weights_folders       folders whose weights files are rows of few-shot methods
     """
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """Return which encoder was taken, what may be wrong with the image sets, and the sets that are skipped."""
+        """Return notes on the choice of the encoder, possible faults of the image sets, and skipped sets."""
         others = [*(ood.listing for ood in self.ood), *self.calibrations[:1]]
         found = [note for images in others for note in notes(images)]
         if self.request.calibration and not self.calibrations:
@@ -107,7 +107,7 @@ class Plan:
         return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
 
     def _stream_notes(self) -> list[str]:
-        """Return which options are ignored: those of streams without one, and settings that reach no base of one."""
+        """Return notes on options that are ignored: those of streams without a stream, and settings of bases."""
         usual = RunRequest()
         given = [name for name in STREAM_OPTIONS if getattr(self.request, name) != getattr(usual, name)]
         if streams := [job for job in self.jobs if job.is_stream]:
@@ -212,7 +212,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
         if request.clean_names:
             protocol = dataclasses.replace(protocol, id=dataclasses.replace(protocol.id, clean_names=True))
         attempt(check_benchmark, protocol.benchmark, needs_ood)
-        # With problems to report, contents are not hashed and glyphs, which are drawn to be listed, are not loaded.
+        # With problems to report, contents are not hashed and glyphs, which are rendered to be listed, are not loaded.
         faulty = bool(collected.problems)
         options = LoadOptions(
             data_root(request.data),
@@ -228,7 +228,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
             try:
                 return load_images(dataset, options, labelled=labelled)
             except Missing:
-                if dataset.declared:  # `datasets get` knows nothing of a folder that a user named
+                if dataset.declared:  # `datasets get` cannot get a folder that a user named
                     absent.append(dataset.name)
                 raise
 
@@ -281,7 +281,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
 def _compatible_jobs(jobs: Jobs, card: EncoderCard) -> tuple[Jobs, tuple[tuple[str, str], ...]]:
     """Return the jobs that the encoder can serve, and (name, reason) of the others. Raise UserError if they were named.
 
-    A group does not mean methods for another kind of encoder, so only --dry-run and -v list them.
+    Methods of groups that need another kind of encoder are expected, so only --dry-run and -v list them.
     """
     reasons = jobs.reasons({job.label: reason for job in jobs.jobs if (reason := misfit(job, card))})
     raise_all([f"{job.label}: {reasons[job.label]}" for job in jobs.rows if job.label in reasons and job.named])
@@ -311,17 +311,17 @@ def _ratio_problems(request: RunRequest, id_set: ImageSet, ood: Sequence[ImageSe
     try:
         ratio = canonical_ratio(request.stream_ratio)
     except UserError:
-        return []  # which check_options() reports
+        return []  # check_options() reports it
     return [
         f"--stream-ratio {ratio} leaves no image of {id_set.dataset.name} ({len(id_set):,}) and {one.dataset.name} "
-        f"({len(one):,}); name a ratio that they have, such as --stream-ratio 1:1, or all"
+        f"({len(one):,}); name a ratio that they allow, such as --stream-ratio 1:1, or all"
         for one in ood
         if not any(kept_sizes(len(id_set), len(one), ratio))
     ]
 
 
 def _without_streams(jobs: Jobs, request: RunRequest) -> Jobs:
-    """Return the jobs that score images one by one, without the streams of groups; one that was named is refused."""
+    """Return the jobs that score images one by one, without streams of groups. Raise UserError for a named stream."""
     raise_all(stream_problems(jobs, request))
     reasons = {job.label: "learns from a test stream; use oodbench run" for job in jobs.rows if job.is_stream}
     if len(reasons) == len(jobs.rows):

@@ -1,4 +1,4 @@
-"""The request of a run, and the checks of its values that need nothing else."""
+"""The request of a run, and the checks of its values."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ MAX_WORKERS = 4096  # threads or processes
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the user asked for. Every field is an option of `oodbench run`, and of oodbench.run() in Python."""
+    """The request of a run. Every field is an option of `oodbench run`, and of oodbench.run() in Python."""
 
     # The methods, comma-separated, such as mcm,energy[scale=1], and groups of them: core, zero-shot, post-hoc, trained,
     # few-shot, test-time, all.
     methods: str = "core"
     # The ID set or benchmark: a name of the catalogue, or folder:PATH and the like.
     id: str = "glyphs"
-    # The OOD sets; those of the ID set's protocol if it is empty.
+    # The OOD sets; if empty, those of the ID set's protocol.
     ood: tuple[str, ...] = ()
     # ID training images for methods that calibrate, as `id`; "" takes those of the benchmark or of the ID set.
     calibration: str = ""
-    # ID training images that methods calibrate on, at most so many drawn with the seed; None takes all.
+    # The largest number of ID training images that methods calibrate on, drawn with the seed; None takes all.
     calibration_limit: int | None = CALIBRATION_LIMIT
     # ID training images of each class for methods that read labels; None takes those of the benchmark, else as above.
     shots: int | None = None
@@ -78,7 +78,7 @@ class RunRequest:
     skip_missing: bool = False
     # Whether images and weights are identified by content instead of names and sizes.
     strict: bool = False
-    # What an image that cannot be read does: "stop" the run, or be skipped ("skip").
+    # What happens if an image cannot be read: the run stops ("stop"), or the image is skipped ("skip").
     on_error: str = "stop"
     # The rule of FPR95: first, nearest or interpolate.
     at95: str = "first"
@@ -108,7 +108,7 @@ class RunRequest:
     stream_order: tuple[str, ...] = ("shuffled",)
     # The seeds that shuffle the streams; each gives a result of its own.
     stream_seeds: tuple[int, ...] = (0, 1, 2)
-    # Images that come at once in a stream.
+    # Images per batch of a stream.
     stream_batch: int = 256
     # ID to OOD images of a stream: "all" images, or the largest numbers in the ratio A:B.
     stream_ratio: str = "all"
@@ -124,10 +124,10 @@ class RunRequest:
 
 
 def request_from(**options: Any) -> RunRequest:
-    """Return a RunRequest made of keyword options. Raise UserError with every unknown option and wrong type.
+    """Return a RunRequest for keyword options. Raise UserError with every unknown option and wrong type.
 
-    A path may be a string, a list of one element that element, `ood` a comma-separated string, and `settings` a
-    dictionary such as {"mcm.temperature": 0.01}. Methods may be classes of Method and instances, and plugins classes.
+    A path may be a string, a list with one element may be that element, `ood` a comma-separated string, and `settings`
+    a dictionary such as {"mcm.temperature": 0.01}. Methods may be classes and instances of Method, and plugins classes.
     """
     fields = {f.name: str(f.type) for f in dataclasses.fields(RunRequest)}
     values: dict[str, Any] = {}
@@ -149,14 +149,14 @@ def request_from(**options: Any) -> RunRequest:
 
 @dataclass(frozen=True)
 class GivenMethods:
-    """Methods that were given in Python as they stand in a request: `text` as in --methods, and plugin files."""
+    """Methods that were given in Python, in the form of a request: `text` as in --methods, and plugin files."""
 
     text: str
     plugins: tuple[Path, ...]
 
     @classmethod
     def of(cls, methods: Any) -> GivenMethods:
-        """Return these for a name, an instance or a class of Method, or several; raise UserError for anything else."""
+        """Convert a name, an instance or a class of Method, or several; raise UserError for anything else."""
         several = methods if isinstance(methods, list | tuple) else [methods]
         found = [cls(one, ()) if isinstance(one, str) else cls._of_object(one) for one in several]
         return cls(",".join(one.text for one in found), tuple(dict.fromkeys(p for one in found for p in one.plugins)))
@@ -176,7 +176,7 @@ class GivenMethods:
         ]
         plugins = () if known else (class_file(kind),)
         info = known[0] if known else registry.methods(plugins)[kind.__name__]
-        if given is kind or info.problem:  # which make_jobs() reports
+        if given is kind or info.problem:  # make_jobs() reports a problem
             return cls(info.name, plugins)
         values = {p.name: getattr(given, p.name) for p in info.parameters}
         values = {name: v.item() if getattr(v, "shape", None) == () else v for name, v in values.items()}  # of NumPy
@@ -225,7 +225,7 @@ def command(request: RunRequest, **changes: Any) -> str:
 
 
 def option_words(request: Any, usual: Any, flags: Mapping[str, str]) -> list[str]:
-    """Return the options in which a request differs from the usual one; `flags` are those with another name."""
+    """Return the options in which a request differs from the defaults; `flags` are those with another name."""
     words: list[str] = []
     for field in dataclasses.fields(request):
         value, flag = getattr(request, field.name), f"--{flags.get(field.name, field.name).replace('_', '-')}"
@@ -272,7 +272,7 @@ def check_options(request: RunRequest) -> None:
 
 
 def check_draw(request: RunRequest) -> list[str]:
-    """Return what is wrong with the numbers by which calibration images are drawn."""
+    """Return the problems of the options that draw calibration images."""
     return range_problems(
         ("--calibration-limit", request.calibration_limit, 1, MAX_INTEGER),
         ("--shots", request.shots, 1, MAX_INTEGER),
@@ -281,7 +281,7 @@ def check_draw(request: RunRequest) -> list[str]:
 
 
 def check_streams(request: RunRequest) -> list[str]:
-    """Return what is wrong with the protocol of streams."""
+    """Return the problems of the stream options."""
     problems = range_problems(("--stream-batch", request.stream_batch, 1, MAX_INTEGER))
     for seed in request.stream_seeds:
         problems += range_problems(("--stream-seeds", seed, 0, MAX_SEED))
@@ -307,12 +307,12 @@ def _unwritable(store: Path) -> str:
 
 
 def choice_problems(*choices: tuple[str, str, Collection[str]]) -> list[str]:
-    """Return what is wrong with options (name, value, known values) whose value is unknown."""
+    """Return a problem for every option (name, value, known values) whose value is unknown."""
     return [f"{name} {value}{did_you_mean(value, known)}" for name, value, known in choices if value not in known]
 
 
 def range_problems(*bounds: tuple[str, float | None, float, float]) -> list[str]:
-    """Return what is wrong with options (name, number, least, most) outside [least, most]; None was not given."""
+    """Return a problem for every option (name, number, least, most) outside [least, most]; None is not checked."""
     problems = []
     for name, number, least, most in bounds:
         if number is None or least <= number <= most:  # False for NaN

@@ -24,13 +24,13 @@ def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
     """Write a result and its scores per image, and return the path of the result.
 
     A result that exists already is kept with its time of creation; its scores are written again if they are damaged. A
-    failed result never replaces a finished one. Raises UserError if a folder lies where a file is to be written.
+    failed result never replaces a finished one. Raises UserError if a folder has the path of a file.
     """
     path = row_path(plan, result)
     scores = path.with_suffix(".parquet")
     for file in (path, scores):
         if file.is_dir():
-            raise UserError(f"{file} is a folder, and a file of the row belongs there: move it away")
+            raise UserError(f"{file} is a folder, but a result is to be written there: move it away")
     old = _read_if_valid(path)
     if old and old.status == "ok" and result.status == "failed":
         return path
@@ -67,7 +67,7 @@ def _read_if_valid(path: Path) -> Result | None:
 
 
 def row_path(plan: Plan, result: Result) -> Path:
-    """Return the path of a result: `<method>.json` if everything is the default, else with a digest of what differs."""
+    """Return the path of a result: `<method>.json` if everything is the default, else with a digest of the settings."""
     request = plan.request
     identity = {
         "parameters": result.parameters,

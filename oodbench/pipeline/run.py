@@ -34,7 +34,7 @@ MANY_PROMPTS = 8192  # minutes of a ViT-B's text tower on a CPU
 class RunOutcome:
     """The results of a run in the order of its methods.
 
-    results          one per method that ran; of a method that learns from the test images one per order and seed
+    results          one per method that ran; for a method that learns from the test images one per order and seed
     skipped_methods  (name, reason) of the methods of a group that could not run
     """
 
@@ -45,7 +45,7 @@ class RunOutcome:
 class RunState:
     """A plan with the scores that are stored so far, the methods that still have to score, and the finished results.
 
-    The constructor looks up the stored scores, finishes the methods that need no more, and imports the others, so
+    The constructor looks up the stored scores, writes the results that are complete, and imports the other methods, so
     that torch is imported only if a score is missing. Raises UserError if a named method cannot be imported.
 
     scores         label of the method -> dataset -> stored scores
@@ -85,14 +85,15 @@ class RunState:
     def add_stream(self, job: Job, protocol: StreamProtocol, dataset: str, entry: Entry) -> None:
         """Add the stored scores of one stream; write the results of the method if it was its last stream.
 
-        Not before: after a later stream a method may be found to keep something outside its state.
+        Earlier results might be invalid: the check after a later stream may find that it keeps something outside its
+        state.
         """
         self.stream_scores[job.label, protocol][dataset] = entry
         if not self.missing_streams(job):
             self._finish_complete_streams(job)
 
     def finish(self, job: Job, error: str = "") -> None:
-        """Write the result of a method: its metrics, or the reason why it failed, with which its streams fail, too."""
+        """Write the result of a method: its metrics, or why it failed; streams with this base then fail, too."""
         if not job.only_base:
             entries = self.scores[job.label]
             result = evaluate.failed(self.plan, job, error) if error else evaluate.evaluate(self.plan, job, entries)
@@ -140,7 +141,7 @@ class RunState:
         self.watch.finished(result)
 
     def _finish_stored(self, job: Job) -> bool:
-        """Look up the scores of a method; return whether none is missing, and its result is written."""
+        """Look up the scores of a method; if none is missing, write its result and return True."""
         found = {listing.dataset.name: find_scores(self.plan, job, listing) for listing in self.plan.listings}
         self.scores[job.label] = {name: entry for name, entry in found.items() if entry}
         return self._finish_if_complete(job)
@@ -153,7 +154,7 @@ class RunState:
         return not self.missing_streams(job)
 
     def _finish_complete_streams(self, job: Job) -> None:
-        """Write the results of a method for the orders and seeds of which all streams are stored, each once."""
+        """Write the results of a method, each once, for the orders and seeds whose streams are all stored."""
         missing = self.missing_streams(job)
         for protocol in self.plan.protocols:
             if protocol not in missing and (job.label, protocol) not in self._results:
@@ -186,14 +187,14 @@ def load_methods(plan: Plan, jobs: Sequence[Job]) -> tuple[list[FittedMethod], l
 
 
 def waves(state: RunState) -> list[list[FittedMethod]]:
-    """Return the methods that have scores missing in the order of their costs, those scored together in one list.
+    """Return the methods with missing scores in ascending order of cost; methods that are scored together form a list.
 
     A wave is one pass over the stored features of all image sets, and its rows are written before the next one begins.
-    First come methods without a fit(), and those that scored another set of the plan before, so that what fit() needs
-    is stored; then those whose fit() may encode thousands of prompts or images, or that have more than MANY_PROMPTS
-    prompts of classes to encode; then those that read pixels, for which all images are decoded again; then those that
-    read views, for which all images are encoded again. Those that read patches come before all others while embeddings
-    are missing, which one pass computes with the patches, else last.
+    First come methods without a fit(), and those that have scored another set of the plan, so that the inputs of fit()
+    are stored; then those whose fit() may encode thousands of prompts or images, or that have more than MANY_PROMPTS
+    class prompts to encode; then those that read pixels, for which all images are decoded again; then those that read
+    views, for which all images are encoded again. Methods that read patches come first if embeddings are missing,
+    because one pass computes both, else last.
     """
     from oodbench.method import Method, Needs
 
@@ -234,7 +235,7 @@ def run(state: RunState) -> None:
         if not waiting:
             continue
         if not any(method.job.info.patch_fields for method in waiting):
-            embeddings(number)  # else they are computed with the patches
+            embeddings(number)  # otherwise the pass for the patches computes them
         scorer.fit(waiting)
         task = f"score[{name}: {', '.join(method.job.label for method in waiting)}]"
         watch.event(Event("started", "score", task))

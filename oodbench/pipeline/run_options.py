@@ -1,4 +1,4 @@
-"""The options of oodbench.run() with their types, for editors and type checkers; RunRequest says what they mean."""
+"""The options of oodbench.run() with their types, for editors and type checkers; RunRequest documents them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Texts = str | Sequence[str]
 
 
 class RunOptions(TypedDict, total=False):
-    """What oodbench.run() takes in addition to methods and id: the fields of RunRequest, and two of its own."""
+    """Options of oodbench.run() in addition to methods and id: the fields of RunRequest, results and tracking_uri."""
 
     results: str | Path
     tracking_uri: str | None

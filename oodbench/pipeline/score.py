@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENGINE = 3  # raise when scoring gives other numbers than before
-THREADS = 16  # at most: each holds a chunk, and Python code runs in one of them at a time
+THREADS = 16  # largest number: each holds a chunk, and Python code runs in one of them at a time
 CHUNK = 1024  # images scored at once: with 1000 classes 4 MB of cosines, which stay in the processor's cache
 
 
@@ -65,7 +65,7 @@ def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
 
 
 def find_scores(plan: Plan, job: Job, listing: ImageSet) -> Entry | None:
-    """Return the stored scores; None if images were skipped for them and this run stops at an image it cannot read."""
+    """Return the stored scores; None if images were skipped and this run stops at images that cannot be read."""
     entry = plan.store.find("scores", score_inputs(plan, job, listing))
     return None if entry and entry.facts["skipped"] and plan.request.on_error == "stop" else entry
 
@@ -88,8 +88,8 @@ class Scorer:
     def score(self, methods: Sequence[FittedMethod], listing: ImageSet, embeddings: Callable[[], EmbeddedSet]) -> None:
         """Score one image set with several methods and store the scores; a method that fails keeps its error.
 
-        `embeddings` returns those of the set, and computes what is missing. Methods that read patches come first:
-        their pass computes it with the patches.
+        `embeddings` returns those of the set, and computes missing ones. Methods that read patches come first: their
+        pass computes missing embeddings together with the patches.
         """
         from oodbench.method import Needs
 
@@ -102,7 +102,7 @@ class Scorer:
         if not fitted:
             return
         embedded = embeddings()
-        # In groups whose batches differ: the digits of a method must not depend on which others run with it.
+        # One group for each kind of batch: the digits of a method must not depend on the other methods of a run.
         groups: dict[tuple[bool, str], list[FittedMethod]] = {}
         for method in fitted:
             needs = method.method.needs
@@ -120,8 +120,7 @@ class Scorer:
     def values(self, method: FittedMethod, embedded: EmbeddedSet) -> Values:
         """Return the scores and predictions of one method on an image set, and store nothing.
 
-        Whether the method keeps something of the images is checked every few hundred images. Raises UserError if it
-        fails.
+        Every few hundred images, a check looks for state that the method keeps. Raises UserError if the method fails.
         """
         from oodbench.method import Needs
 
@@ -161,7 +160,7 @@ class Scorer:
         return PatchPass(self.plan.work(listing), embeddings, load, fields, pixels, request.keep_patches, self.watch)
 
     def _images_of(self, method: FittedMethod, embedded: EmbeddedSet) -> EmbeddedSet | PatchPass:
-        """Return what gives a method the batches of a set whose embeddings are known."""
+        """Return the source of a method's batches for a set whose embeddings are known."""
         if not method.job.info.patch_fields:
             return embedded
         return self._patch_pass([method], embedded.listing, lambda: embedded)
@@ -201,8 +200,8 @@ class Scorer:
     ) -> list[tuple[FittedMethod, MethodOutput]]:
         """Return the outputs of methods that read the same batches, without those that fail: they keep their error.
 
-        If a method writes into what it shares with others, all but that one start again. Methods are checked for
-        keeping something of the images after this set, or after at least `check_every` images.
+        If a method writes into shared tensors, all other methods start again. The check for state that a method keeps
+        follows after this set, or after at least `check_every` images.
         """
         threads = self._threads(pixels)
         try:
@@ -242,7 +241,7 @@ class Scorer:
         pixels: bool,
         check_every: int,
     ) -> bool:
-        """Let methods fail whose scores of a set are wrong; return False if one changed its input meanwhile."""
+        """Let methods fail if their scores of a set are invalid; return False if one changed its input meanwhile."""
         for method, output in zip(methods, outputs, strict=True):
             if not method.error and (reason := _score_error(embedded, output)):
                 fail(method, UserError(reason))
@@ -263,7 +262,7 @@ class Scorer:
         return True
 
     def _check_retention(self, methods: Sequence[FittedMethod], pixels: bool) -> bool:
-        """Let methods fail that keep something of the images; return False if one changed its input meanwhile."""
+        """Let methods fail that keep state between images; return False if one changed its input meanwhile."""
         usual = batches.rounding_tolerance(self.device)
         for sample in {id(method.sample): method.sample for method in methods if method.sample}.values():
             group = [method for method in methods if method.sample is sample]
@@ -277,11 +276,11 @@ class Scorer:
         return True
 
     def _rounds(self, method: FittedMethod, pixels: bool) -> bool:
-        """Whether scores need the model in half precision, where another batch changes more than the last digits."""
+        """Return whether score() runs the model in half precision, where batches affect more than the last digits."""
         return self.plan.request.precision != "fp32" and (pixels or "ENCODER" in method.job.info.needs)
 
     def _reject(self, method: FittedMethod, reason: str) -> None:
-        """If there is a reason, let a method fail that does not score each image on its own, and remove its scores."""
+        """If there is a reason, let a method fail that does not score images independently, and remove its scores."""
         if reason:
             fail(method, UserError(f"{reason}; {batches.STREAM_ADVICE}"))
             method.stateful = True
@@ -347,7 +346,7 @@ class Scorer:
                 with torch.no_grad():
                     method.state = method.method.fit(self.task.for_method(method.method.needs, method.resources))
                 if not self.task.intact():
-                    raise UserError("fit() changes in place what it was given; clone it first")
+                    raise UserError("fit() changes its inputs in place; clone them first")
             except Exception as error:
                 self.task.intact()  # restores what fit() may have written before it failed
                 return fail(method, error)
@@ -383,7 +382,7 @@ class Values:
 
 
 def _score_error(embedded: EmbeddedSet | PatchPass, output: MethodOutput) -> str:
-    """Return why scores cannot be used, or "": a method fails if one of them is NaN or infinite."""
+    """Return why scores are invalid, or "": none may be NaN or infinite."""
     scores, listing = np.concatenate(output.scores), embedded.listing
     bad = np.flatnonzero(~np.isfinite(scores))
     if not len(bad):
@@ -399,7 +398,7 @@ def feature_batches(embedded: EmbeddedSet, device: str, *, labelled: bool = Fals
     """
     import torch
 
-    chunk = -(-CHUNK // (1 + len(embedded.views)))  # as many embeddings are held as without views
+    chunk = -(-CHUNK // (1 + len(embedded.views)))  # holds as many embeddings as without views
     for number, (shard, first) in enumerate(zip(embedded.shards, embedded.starts, strict=True)):
         labels = torch.from_numpy(embedded.listing.labels[shard.array("positions") + first]).to(device)
         for start in range(0, len(labels), chunk):
@@ -427,7 +426,7 @@ STORED = ("embeddings", "activations")  # of every image; activations only if th
 
 
 def batch_of(arrays: Mapping[str, npt.NDArray[np.float32]], device: str) -> Batch:
-    """Return images as a Batch, given what is stored of them."""
+    """Return the Batch of stored embeddings and activations."""
     import torch
 
     from oodbench.method import Batch, Needs

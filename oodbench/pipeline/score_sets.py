@@ -1,4 +1,4 @@
-"""Scores of other programs as scores of a benchmark: which file is which image set, and which score which image."""
+"""Match the scores of other programs to a benchmark: files to image sets, and scores to images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ID = "id"  # stands for the ID set
 
 @dataclass(frozen=True)
 class SetFile:
-    """The scores that a file holds of one image set."""
+    """The scores of one image set in a file."""
 
     path: Path
     scores: ScorePart
@@ -38,7 +38,7 @@ class SetScores:
     predictions  predicted class indices [n], -1 for none
     expected     images that the catalogue or the list counts, None if neither does
     list_digest  digest of the images if the file names them and they are on this disk, else ""
-    checked      what the scores were compared with, in words
+    checked      description of what the scores were compared with
     """
 
     dataset: Dataset
@@ -56,8 +56,8 @@ class SetScores:
 def assign(given: Sequence[str], protocol: Protocol) -> dict[str, SetFile]:
     """Return the scores of each image set of a benchmark, the ID set first, from files, folders and `SET=FILE`.
 
-    The set is the one before `=`, the one that the file names in a column `dataset`, or the one that the file's name
-    has in it. Raises UserError with all files of no set, sets with several files, and sets without any.
+    The set is named before `=`, in a column `dataset` of the file, or in the name of the file. Raises UserError with
+    all files without a set, sets with several files, and sets without a file.
     """
     sets = [protocol.id, *(dataset for dataset, _ in protocol.ood)]
     spelled = _spellings(sets)
@@ -92,12 +92,12 @@ def _plain(text: str) -> str:
 
 
 def _files(text: str, spelled: Mapping[str, str]) -> list[tuple[str, Path]]:
-    """Return (set or "", file) of one argument; of a folder all its files of scores."""
+    """Return (set or "", file) of one argument; for a folder, those of all its files of scores."""
     name, equals, rest = text.partition("=")
     path = expand(text)
     if equals and not path.exists():
         if _plain(name) not in spelled:
-            raise UserError(f"'{name}' is no set of this benchmark{did_you_mean(_plain(name), spelled)}")
+            raise UserError(f"'{name}' is not a set of this benchmark{did_you_mean(_plain(name), spelled)}")
         return [(spelled[_plain(name)], expand(rest))]
     if not path.is_dir():
         return [("", path)]
@@ -108,31 +108,31 @@ def _files(text: str, spelled: Mapping[str, str]) -> list[tuple[str, Path]]:
 
 
 def _sets_of(name: str, path: Path, spelled: Mapping[str, str], protocol: Protocol) -> dict[str, SetFile]:
-    """Return the scores that a file holds of each set."""
+    """Return the scores of each set in a file."""
     check_file(path)
     parts = read(path).by_dataset()
     if "" in parts:
         return {name or _named_in(path, spelled, protocol): SetFile(path, parts[""])}
     known = {spelled.get(_plain(one), one): part for one, part in parts.items()}
     if len(known) < len(parts):
-        raise UserError(f"{path}: two of its sets are one: {', '.join(parts)}")
+        raise UserError(f"{path}: two of its names are the same set: {', '.join(parts)}")
     if name:
         if name not in known:
-            raise UserError(f"{path} holds no scores of '{name}', but of {', '.join(parts)}")
+            raise UserError(f"{path} holds no scores of '{name}', only of {', '.join(parts)}")
         return {name: SetFile(path, known[name])}
     if unknown := next((one for one in known if one not in spelled.values()), None):
         close = did_you_mean(unknown, spelled.values())
         raise UserError(
-            f"{path}: its set '{unknown}' is none of those that are asked for{close}; to leave out sets of a file, "
-            f"name those to take, as in {next(iter(spelled))}={path}"
+            f"{path}: its set '{unknown}' is not among the requested ones{close}; to leave out sets of a file, "
+            f"name those to import, as in {next(iter(spelled))}={path}"
         )
     return {one: SetFile(path, part) for one, part in known.items()}
 
 
 def _named_in(path: Path, spelled: Mapping[str, str], protocol: Protocol) -> str:
-    """Return the set whose name is the name of a file, alone begins with it, or is a word of it.
+    """Return the set whose name equals the name of a file, is the only one that begins with it, or is a word of it.
 
-    Of names in each other it is the longest.
+    If one name contains another, the longer one counts.
     """
     stem = _plain(path.name.removesuffix(path.suffix))
     if stem in spelled:
@@ -161,10 +161,10 @@ def _named_in(path: Path, spelled: Mapping[str, str], protocol: Protocol) -> str
 
 
 def matched(dataset: Dataset, group: str, file: SetFile, options: LoadOptions, *, is_id: bool) -> SetScores:
-    """Return the scores of a set with its images: found by name, or in the order of the list.
+    """Return the scores of a set with its images, matched by name, or else by the order of the list.
 
-    Where the images are not all on this disk, their number is compared with the catalogue's. Raises UserError for names
-    that the set does not have or that occur twice, and, unless `options.allow_partial`, for missing images.
+    If not all images are on this disk, their number is compared with the catalogue's. Raises UserError for names that
+    the set does not have or that occur twice, and, unless `options.allow_partial`, for missing images.
     """
     images = _listed(dataset, options, is_id)
     incomplete = images is not None and dataset.count not in (None, len(images))
@@ -223,7 +223,7 @@ def _listed(dataset: Dataset, options: LoadOptions, is_id: bool) -> ImageSet | N
 
 
 def _unlisted(dataset: Dataset, group: str, file: SetFile, options: LoadOptions, is_id: bool) -> SetScores:
-    """Return the scores of a set that is not, or not all, on this disk, in the order of the file."""
+    """Return the scores of a set that is not completely on this disk, in the order of the file."""
     scores, n = file.scores, len(file.scores.scores)
     labels = np.full(n, -1, dtype=np.int64) if scores.labels is None else scores.labels
     names = [""] * n if scores.names is None else [_utf8(str(name)) for name in scores.names]
@@ -251,7 +251,7 @@ def _unlisted(dataset: Dataset, group: str, file: SetFile, options: LoadOptions,
 
 
 def _predictions(scores: ScorePart, labels: Integers, is_id: bool) -> Integers:
-    """Return the predictions; none for ID images whose classes are not known, as they give no accuracy."""
+    """Return the predictions, or -1 for ID images without known classes, as they give no accuracy."""
     if scores.predictions is None or (is_id and not (labels >= 0).any()):
         return np.full(len(scores.scores), -1, dtype=np.int64)
     return scores.predictions
@@ -299,5 +299,5 @@ def _check_once(file: SetFile, names: Sequence[str]) -> None:
 
 
 def _utf8(name: str) -> str:
-    """Return a name as oodbench's files of scores have it: bytes that are not UTF-8 are escaped."""
+    """Return a name in the form of oodbench's files of scores: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()

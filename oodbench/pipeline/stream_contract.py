@@ -1,4 +1,4 @@
-"""The contract of a StreamMethod: what holds of any order of the test images, checked on streams in the toy world."""
+"""The contract of a StreamMethod, checked on streams of the toy dataset."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from oodbench.method.toy import CLASSES
 from oodbench.pipeline.batches import contents, difference
 from oodbench.pipeline.trial import STEP, Trial, auroc_problem
 
-OTHERS, LARGE_STEP = 2304, 128  # images of a stream that comes between two of the same images, and of its steps
+OTHERS, LARGE_STEP = 2304, 128  # images of the stream between two equal streams, and of its steps
 
 
 def gives_one_finite_score_per_image(t: Trial) -> str:
-    """step() returns [b] finite scores, of one image and of many."""
+    """step() returns [b] finite scores, for one image and for many."""
     images, _ = t.world.stream()
     scores = t.stream(images, [1, 2, len(images) - STEP - 3, STEP]).scores
     return "" if scores.isfinite().all() else "a score is NaN or infinite"
 
 
-def begins_anew(t: Trial) -> str:
+def is_reset_by_begin(t: Trial) -> str:
     """A stream scores the same after begin(), also when the method is imported again and scores other images first."""
     images, _ = t.world.stream()
     first = t.scores(images)
     if not t.same(first, t.scores(images)):
         return (
-            "the same stream scores differently the second time: what is learnt belongs to the state that step() "
-            "returns, and what is drawn must follow task.seed"
+            "the same stream scores differently the second time: learning belongs to the state that step() returns, "
+            "and random numbers must follow from task.seed"
         )
     with registry.imported_anew(t.info):
         again = t.again()
@@ -42,21 +42,21 @@ def begins_anew(t: Trial) -> str:
 
 
 def keeps_nothing_outside_its_state(t: Trial) -> str:
-    """After a stream of thousands of images, the method, what begin() returns and a stream's scores are as before."""
+    """After a stream of thousands of images, attributes, begin() and the scores of a stream are as before."""
     images, _ = t.world.stream()
     attributes, begun, first = contents(vars(t.method)), contents(t.begin(), "state"), t.scores(images)
     t.stream(torch.cat([t.world.ood, t.world.id]).repeat(OTHERS // len(images), 1, 1, 1), LARGE_STEP)
     if (place := difference(attributes, contents(vars(t.method)))) is not None:
-        return f"step() changes self{place}; what is learnt from a stream belongs to the state that step() returns"
+        return f"step() changes self{place}; learning belongs to the state that step() returns"
     if (place := difference(begun, contents(t.begin(), "state"))) is not None:
         return f"begin() returns another {place} after a stream; it must begin each stream the same way"
     if t.same(first, t.scores(images)):
         return ""
-    return f"other scores for the same stream after {OTHERS:,} other images: what is learnt belongs to the state"
+    return f"the same stream scores differently after {OTHERS:,} other images: learning belongs to the state"
 
 
-def scores_no_image_by_later_ones(t: Trial) -> str:
-    """The scores of a step do not change when later images are others, nor after they were returned."""
+def does_not_use_later_images(t: Trial) -> str:
+    """The scores of a step do not depend on later images, and do not change after they were returned."""
     images, _ = t.world.stream()
     seen = 3 * STEP
     one = t.stream(images)
@@ -67,12 +67,12 @@ def scores_no_image_by_later_ones(t: Trial) -> str:
     return "" if torch.equal(one.scores, later) else "step() changes scores that it returned before; return a clone"
 
 
-def says_whether_it_sees_itself(t: Trial) -> str:
+def declares_sees_itself(t: Trial) -> str:
     """Unless `sees_itself` is True, no image's score changes with later images of its batch.
 
-    A method that learns from a whole batch before it scores the batch is found. One that learns from image after
-    image, and from each before it scores that image, cannot be found from outside: its score is a function of the image
-    and of those before it, whatever it declares.
+    This detects a method that learns from a whole batch before it scores the batch. It cannot detect one that learns
+    from each image just before it scores that image: its score is a function of the image and of those before it,
+    whatever it declares.
     """
     if cast(StreamMethod[object], t.method).sees_itself:
         return ""
@@ -93,19 +93,19 @@ def says_whether_it_sees_itself(t: Trial) -> str:
 
 
 def leaves_its_input_alone(t: Trial) -> str:
-    """step() and predict() do not write into images of this step or of one before, nor into class vectors."""
+    """step() and predict() do not write into images of this or an earlier step, nor into class vectors."""
     images, _ = t.world.stream()
     output = t.stream(images)
     if not t.task.intact():
-        return "step() changed in place what task.text() or task.logits() gave it"
+        return "step() changed in place a tensor of task.text() or task.logits()"
     if not all(batch.intact() for batch in output.batches):
-        return "step() changed its input in place, of this step or of one before; clone it first"
+        return "step() changed in place its input or that of an earlier step; clone it first"
     t.predictions(output.batches[0])
     return "" if t.task.intact() and output.batches[0].intact() else "predict() changed its input in place"
 
 
 def predicts_classes(t: Trial) -> str:
-    """step() returns one class index per image in all steps or in none; else predict() does, or returns None."""
+    """step() returns one class index per image in all steps or in none; then predict() does, or returns None."""
     images, _ = t.world.stream()
     output = t.stream(images)
     if len(output.predictions) not in (0, len(images)):
@@ -116,15 +116,15 @@ def predicts_classes(t: Trial) -> str:
     return ""
 
 
-def tells_id_from_ood(t: Trial) -> str:
+def ranks_id_above_ood(t: Trial) -> str:
     """Higher means more in-distribution: in a shuffled stream ID images of the toy dataset score above OOD images."""
     images, is_id = t.world.stream()
     scores = t.scores(images)
     return auroc_problem(scores[is_id], scores[~is_id])
 
 
-def has_a_state_that_travels(t: Trial) -> str:
-    """The state can be pickled in the middle of a stream, which then goes on with the same scores."""
+def has_a_picklable_state(t: Trial) -> str:
+    """The state can be pickled in the middle of a stream, which then continues with the same scores."""
     images, _ = t.world.stream()
     seen = 3 * STEP
     state = t.stream(images[:seen]).state
@@ -138,13 +138,13 @@ def has_a_state_that_travels(t: Trial) -> str:
 
 CHECKS: tuple[Callable[[Trial], str], ...] = (
     gives_one_finite_score_per_image,
-    begins_anew,
+    is_reset_by_begin,
     keeps_nothing_outside_its_state,
-    scores_no_image_by_later_ones,
-    says_whether_it_sees_itself,
+    does_not_use_later_images,
+    declares_sees_itself,
     leaves_its_input_alone,
     predicts_classes,
-    tells_id_from_ood,
-    has_a_state_that_travels,
+    ranks_id_above_ood,
+    has_a_picklable_state,
 )
 QUICK = (gives_one_finite_score_per_image, leaves_its_input_alone, predicts_classes)

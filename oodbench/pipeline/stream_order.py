@@ -1,13 +1,12 @@
-"""The protocol of streams: in which order, and in what mixture, a method that learns from the test images sees them.
+"""The protocol of streams: the order and the mixture in which a method that learns from the test images sees them.
 
 For each pair of the ID set and an OOD set, the images of the pair are those of the ID set and then those of the OOD
 set, in list order; images that could not be read are left out. A ratio A:B keeps the largest numbers of ID and OOD
-images that stand to each other as A to B: of `numpy.random.RandomState(seed)` the first permutation draws the ID
-images and the second the OOD images, and what is drawn stays in list order. Then
-`numpy.random.RandomState(seed).permutation(n)` is the order "shuffled" of the n images that are left. "id-first" and
-"ood-first" move the images of one kind to the front, and change nothing else of that order. "blocks=N" cuts the ID
-images of that order and its OOD images into N nearly equal blocks each, the larger ones first, which alternate: ID,
-OOD, ID, and so on.
+images whose ratio is A:B: the first permutation of `numpy.random.RandomState(seed)` draws the ID images and the second
+the OOD images, and the drawn images stay in list order. Then `numpy.random.RandomState(seed).permutation(n)` is the
+order "shuffled" of the n images that are left. "id-first" and "ood-first" move the images of one kind to the front and
+keep the rest of that order. "blocks=N" divides the ID images and the OOD images in that order into N nearly equal
+blocks each, the larger ones first, and alternates them: ID, OOD, ID, and so on.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class StreamProtocol:
-    """How the images of a pair come: `order`, `seed`, images of a batch, and ID:OOD `ratio` ("all" or as 1:2)."""
+    """The stream of a pair: `order`, `seed`, images per `batch`, and ID:OOD `ratio` ("all", or such as 1:2)."""
 
     order: str = "shuffled"
     seed: int = 0
@@ -42,15 +41,15 @@ class StreamProtocol:
 
     @property
     def name(self) -> str:
-        """Return what distinguishes the streams of a run."""
+        """Return the settings that distinguish the streams of a run."""
         return f"{self.order}, seed {self.seed}"
 
     def plain(self) -> dict[str, Any]:
-        """Return the protocol as a key and a result have it; `reset` says that each pair begins again."""
+        """Return the protocol in the form of keys and results; `reset` says that the method is reset for each pair."""
         return {**asdict(self), "reset": "pair"}
 
     def kept(self, n_id: int, n_ood: int) -> tuple[Positions, Positions]:
-        """Return which of the ID and of the OOD images stay under the ratio, ascending."""
+        """Return the positions of the ID and of the OOD images that the ratio keeps, ascending."""
         random, sizes = np.random.RandomState(self.seed), kept_sizes(n_id, n_ood, self.ratio)
         drawn = [random.permutation(n)[:size] for n, size in zip((n_id, n_ood), sizes, strict=True)]
         return np.sort(drawn[0]), np.sort(drawn[1])
@@ -66,7 +65,7 @@ class StreamProtocol:
         if self.order == "ood-first":
             return np.concatenate([of_ood, of_id])
         blocks = 1 if self.order == "id-first" else int(self.order.partition("=")[2])
-        # More blocks than images would be empty ones.
+        # With more blocks than images, some would be empty.
         parts = (np.array_split(side, min(blocks, max(len(side), 1))) for side in (of_id, of_ood))
         alternating = itertools.zip_longest(*parts, fillvalue=pair[:0])
         return np.concatenate([block for blocks_of_both in alternating for block in blocks_of_both])
@@ -79,7 +78,7 @@ def protocols(orders: Sequence[str], seeds: Sequence[int], batch: int, ratio: st
 
 
 def canonical_order(text: str) -> str:
-    """Return an order in the one way it is written in results. Raise UserError if there is none of this name."""
+    """Return an order in its canonical spelling. Raise UserError if there is no such order."""
     name, equals, number = text.strip().partition("=")
     if name.strip() == "blocks" and equals and re.fullmatch(r"\s*0*[1-9]\d{0,8}\s*", number):
         return f"blocks={int(number)}"

@@ -71,7 +71,7 @@ def columns(plan: Plan, entries: Mapping[str, Entry]) -> dict[str, list[Any]]:
     """Return the columns of a row's scores per image: those of any method, and `pair` and `place`.
 
     Each pair has its ID images and then its OOD images, in list order; `pair` is the OOD set of the stream, and `place`
-    counts its images from 0.
+    is the position in the stream, from 0.
     """
     found: dict[str, list[Any]] = {
         name: [] for name in ("dataset", "name", "label", "score", "prediction", "pair", "place")
@@ -135,7 +135,7 @@ def _set_row(plan: Plan, job: Job, ood: OodSet, entry: Entry) -> SetRow:
 
 
 def _part(plan: Plan, scores: npt.NDArray[np.float64], is_id: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """Return the metrics of consecutive images of a stream; None where they are all ID, or all OOD."""
+    """Return the metrics of consecutive images of a stream; None if they are all ID, or all OOD."""
     counts = {"n": len(scores), "n_id": int(is_id.sum())}
     if not 0 < counts["n_id"] < counts["n"]:
         return {**counts, **dict.fromkeys(_OF_PARTS)}

@@ -1,10 +1,10 @@
 """Score streams: methods that learn from the test images see those of a pair in the order of a protocol.
 
-Nothing of a stream is shared with another stream or with another method. The features come from the stored shards, a
-batch at a time, and the method runs in one thread without gradient. Its scores are stored for each pair, order and
-seed, so that a run that was killed goes on with the next pair. After a stream the method begins again, and its first
-two steps must give the same scores: a method that keeps something outside its state is found, as it would carry what
-it has learnt from one pair to the next.
+Streams share nothing with each other or between methods. The features are read from the stored shards, a batch at a
+time, and the method runs in one thread without gradient. Its scores are stored for each pair, order and seed, so that a
+killed run resumes with the next pair. After a stream, begin() is called again and the first two steps must give the
+same scores: this detects a method that keeps something outside its state, and so would carry it from one pair to the
+next.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from oodbench.results import distinct, stamp
 from oodbench.storage.store import Entry
 
 ENGINE = 1  # raise when a stream gives other numbers than before
-REPEATED = 2  # steps that are made again after a stream
+REPEATED = 2  # steps that are repeated after a stream
 
 
 def stream_inputs(plan: Plan, job: Job, ood: ImageSet, protocol: StreamProtocol) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def stream_inputs(plan: Plan, job: Job, ood: ImageSet, protocol: StreamProtocol)
 
 
 def find_stream(plan: Plan, job: Job, ood: ImageSet, protocol: StreamProtocol) -> Entry | None:
-    """Return the stored scores of a stream; None if images were skipped for them and this run stops at such images."""
+    """Return the stored scores of a stream; None if images were skipped and this run stops at such images."""
     entry = plan.store.find("streams", stream_inputs(plan, job, ood, protocol))
     skipped = entry and (entry.facts["skipped"] or entry.facts["skipped_id"])
     return None if skipped and plan.request.on_error == "stop" else entry
@@ -58,7 +58,7 @@ def find_streams(plan: Plan, job: Job, protocol: StreamProtocol) -> dict[str, En
 
 
 def is_stored(plan: Plan, job: Job) -> bool:
-    """Return whether all scores of a job are stored, those of every stream if it learns from the test images."""
+    """Return whether all scores of a job are stored: those of every stream if it learns from the test images."""
     if job.is_stream:
         return all(len(find_streams(plan, job, protocol)) == len(plan.ood) for protocol in plan.protocols)
     return all(find_scores(plan, job, listing) for listing in plan.listings)
@@ -79,7 +79,7 @@ def run_stream(
 ) -> None:
     """Score one stream and store the scores; a method that fails keeps its error.
 
-    `number` is that of the OOD set among the plan's image sets, and `embeddings` returns those of a set by its number.
+    `number` is the index of the OOD set among the plan's image sets, and `embeddings` takes such an index.
     The scores of the base must be stored. Raises UserError if an image cannot be read.
     """
     plan, job = scorer.plan, method.job
@@ -91,7 +91,7 @@ def run_stream(
             raise UserError(
                 f"--stream-ratio {protocol.ratio} leaves no image of the {stream.sizes[0]:,} of "
                 f"{plan.id.dataset.name} and {stream.sizes[1]:,} of {name} that can be read; name a ratio that they "
-                "have, or all"
+                "allow, or all"
             )
         done = scorer.watch.scoring(name, [job.label], len(stream.order))
         output = _play(scorer, method, stream, None, done)
@@ -122,7 +122,7 @@ class _Stream:
     """The images of a pair in the order of a stream. Rows count the ID images and then the OOD images.
 
     order  [n] the row of each image of the stream
-    base   scores and classes by row of the method that the stream corrects, if there is one
+    base   scores and classes of the base by row, if the method has one
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class _Stream:
         self.sizes = tuple(len(one.positions) for one in pair)
         self.order = protocol.positions(*self.sizes)
         shards = [shard for one in pair for shard in one.shards]
-        # Mapped from disk: a batch reads its rows alone.
+        # Memory-mapped: a batch reads only its rows.
         self._stored = {
             name: [shard.array(name) for shard in shards]
             for name in STORED
@@ -172,7 +172,7 @@ class _Stream:
 
     @property
     def positions(self) -> Positions:
-        """Return [n] the position of each image of the stream in the list of its own set."""
+        """Return [n] the position of each image of the stream in the list of its set."""
         return np.concatenate([one.positions for one in self.pair])[self.order]
 
     def name(self, place: int) -> str:
@@ -181,7 +181,7 @@ class _Stream:
         return f"'{listing.names[self.positions[place]]}' of {listing.dataset.name}"
 
     def arrays(self, output: MethodOutput) -> dict[str, npt.NDArray[Any]]:
-        """Return what is stored of a stream, in its order."""
+        """Return the arrays to store for a stream, in its order."""
         arrays = {"scores": np.concatenate(output.scores), "positions": self.positions, "is_id": self.is_id}
         return arrays | ({"predictions": np.concatenate(output.predictions)} if output.predictions else {})
 
@@ -209,7 +209,7 @@ def _play(
     steps: int | None = None,
     done: Callable[[int], None] = lambda n: None,
 ) -> MethodOutput:
-    """Return what a method gives for a stream, or for its first steps, from begin() on; what it raises is raised."""
+    """Return the output of a method for a stream, or for its first steps, from begin() on; its errors are raised."""
     import torch
 
     from oodbench.method import Needs
@@ -223,8 +223,8 @@ def _play(
         began = time.perf_counter()
         state = method.method.begin(task)  # type: ignore[attr-defined]  # a StreamMethod
         if not scorer.task.intact():
-            raise UserError("begin() changes in place what it was given; clone it first")
-        if steps is None:  # what begin() computes once for all streams may stand in an attribute
+            raise UserError("begin() changes its inputs in place; clone them first")
+        if steps is None:  # begin() may keep what all streams share in an attribute
             method.contents = batches.contents(vars(method.method))
         method.fit_seconds = max(method.fit_seconds, time.perf_counter() - began)  # the first time, texts are encoded
         for batch in itertools.islice(stream.batches(), steps):
@@ -244,7 +244,7 @@ def _play(
             output.add(MethodOutput([found], _classes(classes, batch.size, len(task.classes))))
             output.seconds += time.perf_counter() - began
             if not (scorer.task.intact() and batch.intact()):
-                raise UserError("step() changes in place what it was given; clone it first")
+                raise UserError("step() changes its inputs in place; clone them first")
             if len(output.predictions) not in (0, len(output.scores)):
                 raise UserError("step() must return classes in every step, or in none")
             seen += batch.size
@@ -273,7 +273,7 @@ def _checked(scores: object, stream: _Stream, place: int, images: int) -> npt.ND
 
 
 def _classes(classes: Any, images: int, known: int) -> list[npt.NDArray[np.int32]]:
-    """Return predicted classes as they are stored, in a list, which is empty for a method that predicts none."""
+    """Return predicted classes in the form in which they are stored, in a list; empty if the method predicts none."""
     from oodbench.method import check_predictions
 
     if classes is None:
@@ -283,10 +283,10 @@ def _classes(classes: Any, images: int, known: int) -> list[npt.NDArray[np.int32
 
 
 def _kept_error(scorer: Scorer, method: FittedMethod, stream: _Stream, output: MethodOutput) -> str:
-    """Return why a method keeps something outside its state, or "": its first steps are made again, from begin() on."""
+    """Repeat the first steps of a stream from begin() on; return what a method keeps outside its state, or ""."""
     after = batches.contents(vars(method.method))
     if (place := batches.difference(method.contents, after)) is not None:
-        return f"step() changes self{place}: what is learnt belongs to the state that step() returns"
+        return f"step() changes self{place}: learning belongs to the state that step() returns"
     again = np.concatenate(_play(scorer, method, stream, REPEATED).scores)
     first = np.concatenate(output.scores)[: len(again)]
     changed = batches.differing(first, again, batches.rounding_tolerance(scorer.device))
@@ -295,6 +295,6 @@ def _kept_error(scorer: Scorer, method: FittedMethod, stream: _Stream, output: M
     index = int(changed.argmax())
     return (
         f"it keeps something outside its state: {stream.name(index)} scores {first[index]:.9g} at the beginning of a "
-        f"stream and {again[index]:.9g} when begin() starts it again; all that is learnt belongs to the state that "
-        "step() returns, and what is drawn must follow task.seed"
+        f"stream and {again[index]:.9g} when begin() starts it again; learning belongs to the state that step() "
+        "returns, and random numbers must follow from task.seed"
     )

@@ -1,4 +1,4 @@
-"""What a run needs in this process and on a Ray worker: the device, the encoder, the task and the resources."""
+"""The device, the encoder, the task and the resources of a run, in this process or on a Ray worker."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pick_device(asked: str) -> str:
 
 
 def encoder_loader(plan: Plan, device: str) -> Callable[[], LoadedEncoder]:
-    """Return a function that gives the plan's encoder; the first call loads it."""
+    """Return a function that returns the plan's encoder; the first call loads it."""
 
     @functools.cache
     def load() -> LoadedEncoder:
@@ -55,7 +55,7 @@ def encoder_loader(plan: Plan, device: str) -> Callable[[], LoadedEncoder]:
 
 
 def make_task(plan: Plan, encoder: Callable[[], LoadedEncoder], device: str, watch: Watch) -> Task:
-    """Return the Task of the plan's methods; what it is asked for is read from the store, or computed and stored."""
+    """Return the Task of the plan's methods, which reads from the store, or computes and stores."""
     import torch
 
     from oodbench.method import Sources, Task
@@ -77,12 +77,12 @@ def make_task(plan: Plan, encoder: Callable[[], LoadedEncoder], device: str, wat
 
 
 def method_resources(plan: Plan, job: Job, device: str) -> MethodResources:
-    """Return what belongs to one method of the plan alone: its weights, and its cache in the store."""
+    """Return the resources of one method of the plan: its weights, and its cache in the store."""
     import torch
 
     from oodbench.method import MethodResources
 
-    images = None  # the calibration images that fit() reads, and what their embeddings depend on
+    images = None  # the calibration images that fit() reads, and the key of their embeddings
     if listing := plan.calibration_of(job):
         images = {"list": listing.digest, **plan.work(listing).inputs(0, len(listing))}
         if job.reads_labels:

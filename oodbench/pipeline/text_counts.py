@@ -1,4 +1,4 @@
-"""How many prompts the methods of a plan have to encode, and about how long that takes, for --dry-run."""
+"""The number of prompts that the methods of a plan have to encode, and an estimate of the time, for --dry-run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TextCount:
 def text_counts(plan: Plan, jobs: Iterable[tuple[Job, bool]]) -> list[TextCount]:
     """Return the prompts of some jobs; class prompts that several share are counted for the first of them.
 
-    Each job comes with whether it was fitted before, for another set, so that its texts are stored.
+    The bool of each job says whether it was fitted before, for another set, so that its texts are stored.
     """
     out, seen = [], set()
     for job, fitted in jobs:
@@ -50,8 +50,8 @@ def text_counts(plan: Plan, jobs: Iterable[tuple[Job, bool]]) -> list[TextCount]
 
 
 def _others(job: Job, classes: int) -> int | None:
-    """Return what Method.text_encodings says, None if the method does not say or cannot be imported."""
-    with contextlib.suppress(Exception):  # of a plugin: the run reports it
+    """Return the number of Method.text_encodings(), None if there is none or the method cannot be imported."""
+    with contextlib.suppress(Exception):  # the run reports errors of plugins
         found = job.build().text_encodings(classes)
         return found if isinstance(found, int) and found >= 0 else None
     return None
@@ -63,7 +63,7 @@ def seconds_per_prompt(plan: Plan) -> float | None:
 
     try:
         encoder = encoder_loader(plan, pick_device(plan.request.device))()
-    except UserError:  # of another machine, to which the plan is sent
+    except UserError:  # the plan is for another machine
         return None
     names = plan.classes.lines
     prompts = [f"a photo of a {names[i % len(names)]}." for i in range(SAMPLE)]

@@ -119,13 +119,13 @@ def _averages(
 def _planned_templates(plan: Plan, templates: str) -> TextList:
     """Return the templates of a prompt set. Raise UserError if they are not those of the plan."""
     lines = prompts.templates(templates)
-    if not _planned(plan, templates) <= {lines.digest}:  # the key of the scores would hold the digest of other prompts
+    if not _planned(plan, templates) <= {lines.digest}:  # the key of the scores has the planned digest
         raise UserError(f"the templates '{templates}' changed after the run was planned; run again")
     return lines
 
 
 def _planned(plan: Plan, templates: str) -> set[str]:
-    """Return the digests that the plan's methods hold for a prompt set."""
+    """Return the digests of a prompt set in the plan's jobs."""
     found = {job.templates.digest for job in plan.jobs if job.templates and job.parameters["templates"] == templates}
     for job in plan.jobs:
         named = [name for name, value in job.parameters.items() if name.endswith("_templates") and value == templates]
@@ -164,7 +164,7 @@ class WordAverage:
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """The stored vectors of prompts of one encoder, or with `average` of words.
+    """The stored vectors of the prompts of one encoder, or of words with `average`.
 
     `encoder` is the identity of its card.
     """
@@ -184,7 +184,7 @@ class PromptEmbeddings:
         return len(self.average.lines) if self.average else 1
 
     def _parts(self, words: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Yield the words of one entry after the other, so many that they have about PART prompts."""
+        """Yield the words of one entry after the other, each with about PART prompts."""
         size = max(1, PART // self._prompts_per_word)
         return (words[start : start + size] for start in range(0, len(words), size))
 
@@ -202,7 +202,7 @@ class PromptEmbeddings:
     def entries(
         self, words: Sequence[str], encoder: Callable[[], LoadedEncoder], progress: Progress = no_progress
     ) -> Iterator[Entry]:
-        """Yield one entry for every PART prompts, with their unit vectors in its array `words`; encode missing ones."""
+        """Yield one entry per PART prompts, whose array `words` has their unit vectors; encode missing ones."""
         missing = self.missing(words)
         done = progress(missing) if missing else no_progress(0)
         for part in self._parts(words):
@@ -223,7 +223,7 @@ class PromptEmbeddings:
         if self.average is None:
             with torch.no_grad():
                 return torch.nn.functional.normalize(_features(encoder, part, done), dim=-1).cpu().numpy()
-        # Equally long words side by side: a batch takes as long as its longest prompt, and CSP has 400,000.
+        # Sorted by length: a batch takes as long as its longest prompt, and CSP has 400,000.
         order = sorted(range(len(part)), key=lambda i: len(part[i]))
         vectors = _averages(encoder, self.average.lines, [part[i] for i in order], done)[self.average.average]
         return vectors[np.argsort(order)]

@@ -1,4 +1,4 @@
-"""One method in the toy world: fitted and scoring batches, or begun and scoring streams; what its contract checks."""
+"""One method on the toy dataset, fitted and scoring batches, or begun and scoring streams, for the contract checks."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ ANEW = object()  # in place of a state, which may be None
 
 @dataclass(frozen=True)
 class StreamOutput:
-    """What a method gave for a stream.
+    """The output of a method for a stream.
 
     scores       [n] in float64, copied after each step
     predictions  [n] class indices; [0] if step() returned none
-    returned     the tensors of scores, one a step, as they are after the last step
-    batches      what the steps were given
-    state        what the last step returned
+    returned     the tensor of scores of each step, as it is after the last step
+    batches      the batch of each step
+    state        the state that the last step returned
     """
 
     scores: Tensor
@@ -60,7 +60,7 @@ class StreamOutput:
 
 @dataclass
 class Trial:
-    """One method in the toy world; `state` is what fit() returned, or begin() of a StreamMethod."""
+    """One method on the toy dataset; `state` is what fit() returned, or begin() of a StreamMethod."""
 
     info: MethodInfo
     parameters: Mapping[str, Any]
@@ -70,7 +70,7 @@ class Trial:
     state: Any = None
 
     def begin(self) -> Any:
-        """Return what fit() or begin() returns; raise UserError if it changes what it was given."""
+        """Return what fit() or begin() returns; raise UserError if it changes its inputs."""
         torch.manual_seed(0)
         streams = isinstance(self.method, StreamMethod)
         with torch.no_grad():
@@ -78,7 +78,7 @@ class Trial:
                 self.method.begin(self.task) if isinstance(self.method, StreamMethod) else self.method.fit(self.task)
             )
         if not self.task.intact():
-            raise UserError(f"{'begin' if streams else 'fit'}() changes in place what it was given; clone it first")
+            raise UserError(f"{'begin' if streams else 'fit'}() changes its inputs in place; clone them first")
         return state
 
     def scores(self, images: Tensor) -> Tensor:
@@ -94,10 +94,10 @@ class Trial:
         return torch.cat([self.scores(image[None]) for image in images]).double()
 
     def stream(self, images: Tensor, steps: int | list[int] = STEP, state: Any = ANEW) -> StreamOutput:
-        """Give images to a StreamMethod and return what it gave.
+        """Score images with a StreamMethod.
 
-        `steps` are the images of each step. The stream goes on from `state`, or from begin(). What
-        step() draws from torch's own generator is never the same, as it would be if this were seeded.
+        `steps` are the images of each step. The stream continues from `state`, or starts at begin(). torch's generator
+        gets a new seed, so that random numbers of step() that do not follow from task.seed are detected.
         """
         method, state = cast(StreamMethod[Any], self.method), self.begin() if state is ANEW else state
         torch.seed()
@@ -129,11 +129,11 @@ class Trial:
             return self.method.predict(batch.for_method(self.method.needs | Needs.FEATURES), self.task, self.state)
 
     def again(self) -> Trial:
-        """Return the same method, made and fitted again."""
+        """Return the same method, constructed and fitted again."""
         return trial(self.info, self.parameters, self.world.encoder.device)
 
     def same(self, first: Tensor, second: Tensor) -> bool:
-        """Return whether scores are equal but for the rounding of a product that is divided among other threads."""
+        """Return whether scores are equal up to rounding, since products may be divided among threads differently."""
         tolerance = rounding_tolerance(self.world.encoder.device)
         return not differing(first.double().numpy(), second.double().numpy(), tolerance).any()
 
@@ -149,18 +149,18 @@ def trial(info: MethodInfo, parameters: Mapping[str, Any] | None = None, device:
 
 
 def auroc_problem(id: Tensor, ood: Tensor) -> str:
-    """Return what is wrong with the scores of the toy dataset's ID and OOD images, or ""."""
-    sets = [metrics.score_set(scores.double().numpy(), "toy world") for scores in (id, ood)]
+    """Return a problem if the AUROC of the toy dataset's ID and OOD scores is too low, or ""."""
+    sets = [metrics.score_set(scores.double().numpy(), "the toy dataset") for scores in (id, ood)]
     auroc = metrics.evaluate(sets[0], sets[1]).auroc
     if auroc >= LEAST_AUROC:
         return ""
-    return f"AUROC in the toy world is {auroc:.2f}" + ("; is the sign right? higher = more ID" if auroc < 0.5 else "")
+    return f"AUROC on the toy dataset is {auroc:.2f}" + ("; is the sign right? higher = more ID" if auroc < 0.5 else "")
 
 
 def _trained(method: Method[Any], world: ToyWorld) -> Weights:
     """Train a method for some steps on the toy dataset's pairs or labelled images and return its weights."""
     if not isinstance(method, TrainedMethod):
-        raise UserError("it reads weights but is no TrainedMethod, so nothing can train it")
+        raise UserError("it reads weights but is not a TrainedMethod, so nothing can train it")
     few_shot = isinstance(method, FewShotMethod)
     module, first = make_module(method, world.encoder, CLASSES).train(), math.nan
     optimiser = torch.optim.AdamW(module.parameters(), lr=TOY_RATE)

@@ -1,7 +1,7 @@
 """Views: the transformed images of a set go through the image tower, and their embeddings are stored like the set's.
 
 The shards of a view are those of the image set, under a key that also names the transform (method/views.py), so that
-a run that was killed resumes per shard and view. An image is decoded once for several views of it.
+a killed run resumes per shard and view. An image is decoded once for several of its views.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DECODED_VIEWS = 16  # of one image at once: a batch of 128 images of 224 x 224 p
 
 
 def view_jobs(plan: Plan, job: Job, work: ExtractionJob) -> list[ExtractionJob]:
-    """Return how the embeddings of a set are computed in each view that a method declares; this imports the method."""
+    """Return the extraction job of a set for each view that a method declares; this imports the method."""
     if "VIEWS" not in job.info.needs:
         return []
     return [replace(work, view=view) for view in keyed_views(job.build(), job.info.source, plan.request.seed)]
@@ -52,7 +52,7 @@ def with_views(
 ) -> EmbeddedSet:
     """Return a set with its embeddings in some views; compute and store the shards that are missing.
 
-    Raises UserError if a transform fails, or if other images can be read than before.
+    Raises UserError if a transform fails, or if the images that can be read have changed.
     """
     name, missing, done = embedded.listing.dataset.name, sum(job.missing() for job in jobs), lambda n: None
     task, began, made = f"extract[{name}: {len(jobs)} views]", time.perf_counter(), {}
@@ -70,16 +70,16 @@ def with_views(
         watch.event(Event("done", "extract", task, missing, round(time.perf_counter() - began, 3)))
     positions = embedded.positions
     if not all(np.array_equal(found.positions, positions) for found in sets):
-        raise UserError(f"dataset '{name}': other images can be read for its views than before; run again")
+        raise UserError(f"dataset '{name}': the images that can be read have changed since the first pass; run again")
     return replace(embedded, views=tuple(found.shards for found in sets))
 
 
 def _encode_missing(
     jobs: Sequence[ExtractionJob], encoder: Callable[[], LoadedEncoder], done: Callable[[int], None]
 ) -> dict[str, Entry]:
-    """Encode the shards that are missing, of the sets that a derived set copies from; return them by key.
+    """Encode the missing shards, of a derived set those of its origins; return them by key.
 
-    The store of a detector may keep no embeddings, so that what was encoded is not found there.
+    The store of a detector may keep no embeddings, so they are not looked up there.
     """
     made: dict[str, Entry] = {}
     if any(job.missing() for job in jobs):
@@ -101,7 +101,7 @@ def encode_shard(
     encoder: Callable[[], LoadedEncoder],
     done: Callable[[int], None] = lambda n: None,
 ) -> list[Entry]:
-    """Encode a shard of a set that is not derived in the views in which it is missing; store and return these."""
+    """Encode a shard of a set that is not derived, in the views that are missing; store and return them."""
     missing = missing_views(jobs, bounds)
     done((bounds[1] - bounds[0]) * (len(jobs) - len(missing)))
     groups = [missing[start : start + DECODED_VIEWS] for start in range(0, len(missing), DECODED_VIEWS)]
@@ -111,7 +111,7 @@ def encode_shard(
 def _encode(
     jobs: Sequence[ExtractionJob], bounds: tuple[int, int], encoder: LoadedEncoder, done: Callable[[int], None]
 ) -> list[Entry]:
-    """Encode one shard in several views, store it and return it; each batch of a view goes through the tower alone."""
+    """Encode one shard in several views, store it and return it; a batch has images of one view."""
     began = time.perf_counter()
     views = [job.view for job in jobs if job.view]
     view_of_row: list[int] = []

@@ -1,8 +1,8 @@
-"""Weights files: what training writes and methods read.
+"""Weights files, which training writes and methods read.
 
 `oodbench train` writes safetensors whose header holds the recipe as JSON: method, hyper-parameters, encoder, captions,
 steps and versions; for a few-shot method the labelled images and the class names instead of captions. Any other file is
-taken for a checkpoint that the authors of a method released.
+read as a checkpoint that the authors of a method released.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ SHIPPED = Path(__file__).parent.parent / "data" / "glyphs"
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file, known without reading its tensors; `recipe` is {} for a released checkpoint."""
+    """A weights file, described without reading its tensors; `recipe` is {} for a released checkpoint."""
 
     path: Path
     digest: str
     recipe: dict[str, Any]
 
     def card(self) -> dict[str, Any]:
-        """Return what a result holds of the file: its name, digest and recipe."""
+        """Return the name, digest and recipe of the file, as results store them."""
         left_out = ("encoder", "training", "class_names")
         recipe = {key: value for key, value in self.recipe.items() if key not in left_out}
         return {"name": self.path.name, "digest": self.digest, "recipe": recipe}
 
     @property
     def images(self) -> dict[str, Any]:
-        """Return which labelled images the weights were trained on: set, shots, classes, ...; {} for other weights."""
+        """Return the labelled images that the weights were trained on: set, shots, classes, ...; {} if none."""
         found: dict[str, Any] = self.recipe.get("id", {})
         return found
 
     @property
     def variant(self) -> str:
-        """Return what a label says of weights that were trained on labelled images, as `K=4,seed=2`."""
+        """Return the part of a label for weights that were trained on labelled images, as `K=4,seed=2`."""
         return f"K={self.images['shots']},seed={self.recipe['seed']}"
 
     def check(self) -> None:
@@ -95,16 +95,16 @@ def files_of(folder: Path, method: str) -> list[Path]:
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """Return what is wrong with the files in a folder that cannot be read, one sentence each."""
+    """Return a sentence on each file in a folder that cannot be read."""
     return [reason for path in sorted(folder.glob("*.safetensors")) if (reason := _damage(path))]
 
 
 def _damage(path: Path) -> str:
-    """Return why a file is not whole, or its recipe cannot be used, or ""; tensors are not read."""
+    """Return why a file is incomplete, or its recipe invalid, or ""; tensors are not read."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        return f"weights {path} cannot be read: it is {'no file' if path.exists() else 'a link to nothing'}"
+        return f"weights {path} cannot be read: it is {'not a file' if path.exists() else 'a broken link'}"
     try:
         with safe_open(path, "np"):
             if recipe := recipe_of(path):
@@ -180,7 +180,7 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
     inner = {"name": str, "weights": str, "config": dict} if isinstance(encoder, dict) else {}
     missing = [name for name, kind in kinds.items() if not isinstance(recipe.get(name), kind)]
     missing += [f"encoder.{name}" for name, kind in inner.items() if not isinstance((encoder or {}).get(name), kind)]
-    if "id" in recipe:  # which a few-shot method's has
+    if "id" in recipe:  # of a few-shot method
         found = recipe["id"] if isinstance(recipe["id"], dict) else {}
         parts: dict[str, type] = {"set": str, "shots": int, "classes": dict}
         missing += [f"id.{name}" for name, kind in parts.items() if not isinstance(found.get(name), kind)]

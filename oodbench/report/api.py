@@ -199,7 +199,7 @@ class Report:
         """Yield the figures, each drawn when it is requested; `plot.png()` and `plot.pdf()` are their files.
 
         Arguments:
-            kinds    kinds of figures (`--kind` of `oodbench report`), such as "roc,overview", in this order; () for all
+            kinds    some of the kinds that the option `--kind` takes, such as "roc,overview", in this order; () for all
             width    for a paper: "column", "page", inches, or a length such as "84mm"; "" for screens
             data     folder of the datasets, for the figures of mistakes
             options  options of `oodbench.report` that select results: methods, ood, encoder, id, sort, top

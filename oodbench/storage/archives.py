@@ -1,7 +1,7 @@
 """Unpack tar and zip files safely: nothing is written outside the folder, and no more than the bounds allow.
 
-Member names, links and types are checked by tarfile.data_filter (Python 3.11.4), those of zip files, too. Headers are
-bounded before they are read: a compressed archive of a few kilobytes can hold a member name of gigabytes.
+tarfile.data_filter (Python 3.11.4) checks names, links and types of members, for zip files as well. The size of headers
+is limited before they are read: a compressed archive of a few kilobytes can hold a member name of gigabytes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from oodbench.errors import Damaged, UserError
 
 _BLOCK = 1 << 20  # bytes
 _MAX_HEADERS = 1 << 20  # bytes of all headers of one member of a tar file: long names, PAX records, sparse maps
-_MAX_PATH = 4096  # bytes of a name or of a link target, the limit of Linux
-_MAX_LINKS = 1 << 28  # bytes of the names and targets of all links, which are held in memory until the end
+_MAX_PATH = 4096  # bytes of a name or of a link target: PATH_MAX of Linux
+_MAX_LINKS = 1 << 28  # bytes of the names and targets of all links, which stay in memory until the end
 _MAX_MEMBER = 1 << 26  # bytes of a file that is read from an archive into memory
 _MAX_XZ = 1 << 28  # bytes of memory for decompression: xz -9 needs 65 MB
-_SIMPLE = re.compile(r"[\w-]+/[\w-]+\.\w+")  # cannot lead out of the folder; tarfile's check takes longer than writing
+_SIMPLE = re.compile(r"[\w-]+/[\w-]+\.\w+")  # stays in the folder; tarfile's check takes longer than writing
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -43,7 +43,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits on what an archive may unpack to: bytes in total, and members."""
+    """Limits on the total size in bytes and on the number of members of an unpacked archive."""
 
     size: int = 400 * 10**9
     members: int = 5_000_000
@@ -70,13 +70,13 @@ def unpack(
     place: Callable[[str], str | None] | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> None:
-    """Unpack a tar or zip file into a new folder, which is removed again if that fails.
+    """Unpack a tar or zip file into a new folder, and remove the folder on failure.
 
-    place    returns the path of a member below the folder, by its name, or None to leave it out. The folder then stays
-             when unpacking fails or is interrupted, and the next call goes on: complete files are not written again
-    advance  is called with the bytes of each block
-    Raise UserError if the name or link of a member leads out of the folder, if a member is a device or a FIFO, or if
-    the content exceeds the bounds or the free disk space. Raise Damaged if the archive is truncated or corrupt.
+    place    maps the name of a member to a path below the folder, or to None to skip it. With it, the folder is kept
+             after a failure or an interruption, and the next call resumes: complete files are not written again
+    advance  is called with the size of each block in bytes
+    Raise UserError if the name or link of a member points outside the folder, if a member is a device or a FIFO, or
+    if the content exceeds the bounds or the free disk space. Raise Damaged if the archive is truncated or corrupt.
     """
     bounds = bounds or Bounds()
     folder.mkdir(parents=True, exist_ok=place is not None)
@@ -89,7 +89,7 @@ def unpack(
         if isinstance(error, UserError) or not isinstance(error, (*_DAMAGE, OSError)):
             raise
         if isinstance(error, OSError) and error.errno is not None:
-            kept = "; what was unpacked is kept: rerun the same command to go on" if place else ""
+            kept = "; unpacked files are kept: rerun the same command to resume" if place else ""
             raise UserError(f"cannot unpack {archive} into {folder}: {error.strerror}{kept}") from error
         raise Damaged(f"{archive} is damaged: {error}") from error
 
@@ -103,7 +103,7 @@ def read_member(archive: Path, name: str) -> bytes:
                     return content.read(_MAX_MEMBER)
     except (*_DAMAGE, OSError) as error:
         raise Damaged(f"{archive} is damaged: {error}") from error
-    raise UserError(f"{archive} holds no {name}; it is another archive")
+    raise UserError(f"{archive} does not contain {name}; it is a different archive")
 
 
 def _write(
@@ -152,8 +152,8 @@ def _write(
                     left -= len(block)
                     if left < 0:
                         raise UserError(
-                            f"{archive} unpacks to more than {bounds.size:,} bytes, which is the bound or what the "
-                            f"disk has left; it was not unpacked{' completely' if place else ''}"
+                            f"{archive} unpacks to more than {bounds.size:,} bytes, which is the limit or the free "
+                            f"disk space; it was not unpacked{' completely' if place else ''}"
                         )
                     out.write(block)
                     advance(len(block))
@@ -186,7 +186,7 @@ def _checked_path(archive: Path, root: Path, info: tarfile.TarInfo) -> Path:
         tarfile.data_filter(info.replace(name=name, deep=False), str(root))
     except tarfile.SpecialFileError as error:
         raise UserError(
-            f"{archive}: member '{info.name}' is neither file, folder nor link; it was not unpacked"
+            f"{archive}: member '{info.name}' is not a file, a folder or a link; it was not unpacked"
         ) from error
     except tarfile.FilterError as error:
         raise _leads_out(archive, info) from error
@@ -201,7 +201,7 @@ def _create_link(archive: Path, root: Path, info: tarfile.TarInfo) -> None:
     if path.is_symlink() or path.exists():
         raise UserError(f"{archive}: link '{info.name}' has the name of another member")
     if not target.exists():
-        raise UserError(f"{archive}: link '{info.name}' leads to '{info.linkname}', which the archive does not hold")
+        raise UserError(f"{archive}: link '{info.name}' points to '{info.linkname}', which is not in the archive")
     if info.issym():
         path.symlink_to(info.linkname)
         if not path.samefile(target):  # data_filter does not resolve links in paths longer than PATH_MAX
@@ -212,14 +212,14 @@ def _create_link(archive: Path, root: Path, info: tarfile.TarInfo) -> None:
 
 def _leads_out(archive: Path, info: tarfile.TarInfo) -> UserError:
     kind, target = ("link", f", to '{info.linkname}'") if info.linkname else ("member", "")
-    return UserError(f"{archive}: {kind} '{info.name}' leads out of the folder{target}; it was not unpacked")
+    return UserError(f"{archive}: {kind} '{info.name}' points outside the folder{target}; it was not unpacked")
 
 
 class _BoundedReader:
     """A file for tarfile that raises UserError if the headers of a member are too long.
 
-    left    bytes that may still be read of the headers of a member; None while its content is read
-    last    the block that was read last
+    left    header bytes of a member that may still be read; None while its content is read
+    last    the last block read
     """
 
     def __init__(self, archive: Path, inner: IO[bytes]) -> None:
@@ -241,7 +241,7 @@ class _BoundedReader:
         return content
 
     def seek(self, position: int) -> int:
-        """Move to a position; what is skipped is not held in memory."""
+        """Move to a position without keeping the skipped bytes in memory."""
         return self._inner.seek(position)
 
     def tell(self) -> int:
@@ -261,11 +261,11 @@ def _tar_members(archive: Path) -> Iterator[_Member]:
                 reader.left = _MAX_HEADERS - sum(len(key) + len(value) for key, value in file.pax_headers.items())
         if len(reader.last) != tarfile.BLOCKSIZE or reader.last.strip(b"\0"):
             # tarfile treats a damaged or missing header as the end of the archive
-            raise Damaged(f"{archive} is damaged: it has no end mark; it is cut off, or a header in it is corrupt")
+            raise Damaged(f"{archive} is damaged: it has no end marker; it is truncated, or a header is corrupt")
 
 
 def _open_decompressed(archive: Path) -> IO[bytes]:
-    """Open a file that may be compressed by gzip, bzip2 or xz for reading its decompressed content."""
+    """Open a file for reading, and decompress gzip, bzip2 and xz."""
     with archive.open("rb") as file:
         start = file.read(1 << 16)
     if start.startswith(b"\x1f\x8b"):
@@ -289,7 +289,7 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(archive) as file:
         for entry in file.infolist():
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
-                raise UserError(f"{archive}: member '{entry.filename}' is compressed in a way that is not read")
+                raise UserError(f"{archive}: member '{entry.filename}' uses a compression method that is not supported")
             info = tarfile.TarInfo(entry.filename)
             if stat.S_ISLNK(entry.external_attr >> 16):
                 with file.open(entry) as content:

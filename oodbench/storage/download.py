@@ -23,7 +23,7 @@ from oodbench.errors import UserError, has_user, redact_error, redact_url
 from oodbench.storage.files import locked
 
 _BLOCK = 1 << 18  # bytes
-_PROGRESS = 1 << 16  # bytes after which a try counts as progress, and counting starts again
+_PROGRESS = 1 << 16  # bytes after which a try counts as progress and resets the number of tries
 _TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))  # HTTP status codes after which a retry may succeed
 _MAX_DIGITS = 20  # of a Content-Length
 _NETWORK_ERRORS = (OSError, http.client.HTTPException)
@@ -34,9 +34,9 @@ _DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google
 class RetryPolicy:
     """When to retry and when to give up.
 
-    timeout  seconds without a byte
-    tries    number of tries without progress
-    pause    seconds before the second try, then doubled
+    timeout  seconds to wait for a byte
+    tries    number of consecutive tries without progress
+    pause    seconds before the second try, doubled for each further one
     queue    whether to wait for another process that downloads the same file, instead of raising an error
     """
 
@@ -48,7 +48,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Download:
-    """A URL, and the checksum of its content in hexadecimal ("": unknown) and its size in bytes (None: unknown)."""
+    """A URL, the hexadecimal checksum of its content ("" if unknown) and its size in bytes (None if unknown)."""
 
     url: str
     sha256: str = ""
@@ -64,10 +64,10 @@ def download(
 ) -> Path:
     """Download a URL to `path`, which exists only when it is complete and has the checksum, and return `path`.
 
-    A file of Google Drive is received by gdown. What was received is kept in the same folder as .NAME.part, and the
-    next call resumes there. Raise UserError if the server fails or stalls, if the checksum is wrong (the part is then
-    removed), or if another process downloads the same file and the policy is not to wait for it. `watch` gets a
-    description and the total bytes (0: unknown), and returns a function that is called with the bytes of each block.
+    gdown fetches files from Google Drive. A partial download is kept in the same folder as .NAME.part, and the next
+    call resumes it. Raise UserError if the server fails or stalls, if the checksum is wrong (the part is then removed),
+    or if another process downloads the same file and the policy does not wait for it. `watch` takes a description and
+    the total size in bytes (0 if unknown), and returns a function that is called with the size of each block.
     """
     if not source.url.lower().startswith(("http://", "https://")):
         raise UserError(f"cannot fetch '{redact_url(source.url)}': only http:// and https:// addresses")
@@ -81,7 +81,7 @@ def download(
             receive = _receive_drive if drive_id(source.url) else _receive
             resumed = part.stat().st_size > 0
             receive(source, part, policy, watch)
-            if (mismatch := find_mismatch(source, part)) and resumed:  # the part was perhaps of another version
+            if (mismatch := find_mismatch(source, part)) and resumed:  # the part may be of another version
                 os.truncate(part, 0)
                 receive(source, part, policy, watch)
                 mismatch = find_mismatch(source, part)
@@ -98,7 +98,7 @@ def download(
 def _receive(
     source: Download, part: Path, policy: RetryPolicy, watch: Callable[[str, int], Callable[[int], None]]
 ) -> None:
-    """Receive `part` until it is complete, with retries."""
+    """Download `part` until it is complete, with retries."""
     tries, advance = 0, None
     while True:
         before = part.stat().st_size
@@ -116,7 +116,7 @@ def _receive(
                 raise UserError(f"cannot fetch {redact_url(source.url)}: {error.code} {error.reason}") from error
             problem = f"{error.code} {error.reason}"
         except _DiskError as error:
-            raise UserError(f"cannot write {part}: {error}; what was received is kept") from error
+            raise UserError(f"cannot write {part}: {error}; the bytes received are kept") from error
         except ValueError as error:
             raise UserError(f"cannot fetch {redact_url(source.url)}: {redact_error(source.url, error)}") from error
         except _NETWORK_ERRORS as error:
@@ -134,7 +134,7 @@ def _receive(
 
 
 def _stream(url: str, part: Path, timeout: float) -> Iterator[tuple[int, int]]:
-    """Send one request and write the answer. Yield (bytes written, total bytes or 0); return when it is complete."""
+    """Send one request and write the response. Yield (bytes written, total bytes or 0); return when it is complete."""
     have = part.stat().st_size
     metadata = _read_metadata(part)
     request = urllib.request.Request(url, headers={"User-Agent": "oodbench", "Accept-Encoding": "identity"})
@@ -152,17 +152,17 @@ def _stream(url: str, part: Path, timeout: float) -> Iterator[tuple[int, int]]:
         if remote_size == str(have):  # already complete
             return
         _discard(part, keep_empty=True)
-        raise ConnectionError("the server has less than was received before; starting again") from error
+        raise ConnectionError("the server's file is shorter than the part received before; starting again") from error
     with answer:
         start = _start(answer)
         if start not in (0, have):
-            raise ConnectionError(f"the server went on at byte {start:,} instead of {have:,}")
+            raise ConnectionError(f"the server resumed at byte {start:,} instead of {have:,}")
         encoding = answer.headers.get("Content-Encoding", "identity")
         if encoding.strip().lower() not in ("", "identity"):  # although identity was requested
             raise ConnectionError(f"the server sends it encoded as {encoding[:40]!r}")
         length = answer.headers.get("Content-Length")
         if length is not None and not (length.isascii() and length.isdecimal() and len(length) < _MAX_DIGITS):
-            raise ConnectionError(f"the server's Content-Length is no number: {length[:40]!r}")
+            raise ConnectionError(f"the server's Content-Length is not a number: {length[:40]!r}")
         total = start + int(length) if length is not None else 0
         tag = answer.headers.get("ETag") or ""  # a weak one must not be used in If-Range
         version = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or ""
@@ -232,7 +232,7 @@ def _start(answer: Any) -> int:
 
 
 def find_mismatch(source: Download, path: Path) -> str:
-    """Return how the content of a file differs from the size or the checksum, "" if it does not."""
+    """Return how a file differs from the declared size or checksum, "" if it does not."""
     size = path.stat().st_size
     if source.size not in (None, size):
         return f"{size:,} bytes, not {source.size:,}"
@@ -245,7 +245,7 @@ def find_mismatch(source: Download, path: Path) -> str:
 
 
 def drive_id(url: str) -> str:
-    """Return the identifier of a file of Google Drive in its address; "" for another address."""
+    """Return the ID of the Google Drive file in a URL; "" for any other URL."""
     try:
         parts = urlsplit(url)
     except ValueError:  # such as a bracket that is not closed
@@ -257,7 +257,7 @@ def drive_id(url: str) -> str:
 
 
 def gdown_progress(watch: Callable[[str, int], Callable[[int], None]], what: str) -> Callable[[int, int | None], None]:
-    """Return what gdown calls with the bytes received so far and in all; `watch` is that of download()."""
+    """Return a progress callback for gdown (bytes received, total bytes); `watch` is as in download()."""
     done, advance = 0, None
 
     def progress(now: int, total: int | None) -> None:
@@ -272,14 +272,14 @@ def gdown_progress(watch: Callable[[str, int], Callable[[int], None]], what: str
 def _receive_drive(
     source: Download, part: Path, policy: RetryPolicy, watch: Callable[[str, int], Callable[[int], None]]
 ) -> None:
-    """Receive a file of Google Drive with gdown, which passes the page that large files have before them.
+    """Download a file from Google Drive with gdown, which skips the warning page of large files.
 
-    gdown keeps what it received in a file of its own, in a folder next to the part.
+    gdown keeps a partial download in its own file, in a folder next to the part.
     """
     try:
         import gdown
     except ImportError as error:
-        raise UserError(f"cannot fetch {source.url}: files of Google Drive need gdown: pip install gdown") from error
+        raise UserError(f"cannot fetch {source.url}: files in Google Drive need gdown: pip install gdown") from error
     folder = part.with_name(f"{part.name}.drive")
     folder.mkdir(exist_ok=True)
     progress = gdown_progress(watch, f"fetch {part.name[1:-5]}")
@@ -292,7 +292,7 @@ def _receive_drive(
     except (gdown.exceptions.FileURLRetrievalError, gdown.exceptions.DownloadError, *_NETWORK_ERRORS) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot fetch {source.url}: {reason}; what was received is kept; rerun the same command to resume, or "
+            f"cannot fetch {source.url}: {reason}; the bytes received are kept; rerun the same command to resume, or "
             "open the address in a browser, where Google may ask for a login"
         ) from error
     shutil.rmtree(folder, ignore_errors=True)
@@ -300,7 +300,7 @@ def _receive_drive(
 
 @contextlib.contextmanager
 def _locked(part: Path, queue: bool) -> Iterator[None]:
-    """Lock a part for this process, creating it; remove it again if it stays empty."""
+    """Create and lock a part for this process; remove it afterwards if it is empty."""
     busy = f"another process is fetching {part.parent / part.name[1:-5]}; wait for it"
     with locked(part.with_name(f"{part.name}.lock"), busy, wait=queue):
         part.touch()
@@ -324,7 +324,7 @@ def _read_metadata(part: Path) -> dict[str, str]:
 
 
 def _discard(part: Path, keep_empty: bool = False) -> None:
-    """Remove what was received; with `keep_empty`, leave an empty file."""
+    """Remove a partial download; with `keep_empty`, leave an empty file."""
     _metadata_path(part).unlink(missing_ok=True)
     if keep_empty:
         os.truncate(part, 0)

@@ -18,7 +18,7 @@ from oodbench.errors import UserError
 def expand(path: Path | str, given: str = "the path") -> Path:
     """Return a path with `~` replaced by the home folder. Raise UserError if there is no home folder.
 
-    given  the flag or the variable that the path comes from, for the message
+    given  the option or variable that the path comes from, for the message
     """
     try:
         if "\0" in str(path):
@@ -40,7 +40,7 @@ def read_text(path: Path, given: str) -> str:
     """
     try:
         if path.exists() and not path.is_file() and not str(path).startswith("/dev/fd/"):  # `<(...)` of a shell
-            raise UserError(f"{given} {path} is no file")
+            raise UserError(f"{given} {path} is not a file")
         raw = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"{given} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -48,7 +48,7 @@ def read_text(path: Path, given: str) -> str:
     try:
         return raw.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{given} {path} is no text in UTF-8 (byte {error.start + 1}); save it in UTF-8") from error
+        raise UserError(f"{given} {path} is not text in UTF-8 (byte {error.start + 1}); save it in UTF-8") from error
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock on a lock file, which is created. Raise UserError(busy) if another process holds it.
+    """Hold an exclusive lock on a lock file, created if necessary. Raise UserError(busy) if another process holds it.
 
     With `wait`, wait for the other process instead.
     """
@@ -124,7 +124,7 @@ def check_regular(path: Path | str, mode: int) -> None:
 
 
 def irregular(mode: int) -> str:
-    """Return the kind of a file that is not a regular one, with its article; "" for a regular file."""
+    """Return the kind of a special file, such as "a FIFO"; "" for a regular file."""
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a FIFO",

@@ -1,12 +1,12 @@
-"""Fingerprints: texts that change when a file or an image changes, without reading its content.
+"""Fingerprints: strings that change when a file or an image changes, mostly computed without reading its content.
 
-A fingerprint has up to three lines. Result rows count the first, stored embeddings are used only if all are the same:
+A fingerprint has up to three lines. Result rows depend on the first; stored embeddings are used only if all are equal:
 
-1. what all copies share: the size of the file and the position of the image in it, or the sha256 of the content
-2. what copies that keep their times share (`rsync -t`): the time of the last modification
-3. what is valid on one machine only: change time and inode of the file that links lead to
+1. equal for all copies: the size of the file and the position of the image in it, or the sha256 of the content
+2. equal for copies that keep their times (`rsync -t`): the modification time
+3. valid on one machine only: change time and inode of the file, after links are resolved
 
-A fingerprint without the third line (a sha256 of the content, or what a server says of a URL) means the same on all
+A fingerprint without the third line (a sha256 of the content, or what a server reports about a URL) is valid on all
 machines.
 """
 
@@ -26,15 +26,15 @@ from oodbench.storage.store import digest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_LINE = "\n"  # an ETag of a server, which a fingerprint may contain, has no line feed
-_RENUMBERING = frozenset(("fuse", "fuseblk", "cifs", "smb3", "vboxsf"))  # unless their server or user configures it
+_LINE = "\n"  # does not occur in an ETag, which a fingerprint may contain
+_RENUMBERING = frozenset(("fuse", "fuseblk", "cifs", "smb3", "vboxsf"))  # may change inodes, depending on their options
 
 
 @dataclass(frozen=True)
 class ReadImage:
-    """One image that was read: the fingerprint of its file at that time, and functions for its pixels and its sha256.
+    """An image that was read: the fingerprint of its file at that time, and functions for its pixels and its sha256.
 
-    Both functions use the same bytes, and compute only when they are called.
+    Both functions use the same bytes and compute lazily.
     """
 
     fingerprint: str
@@ -80,9 +80,9 @@ def stat_fingerprint(stat: os.stat_result) -> str:
 
 
 def member_fingerprint(file: str, *position: object, size: int | None = None) -> str:
-    """Return the fingerprint of an image at a position in a file from the fingerprint of the file.
+    """Return the fingerprint of an image at a position in a file, given the fingerprint of the file.
 
-    size  of the image in bytes, where it is known: copies share only that, whichever archive the image is in
+    size  size of the image in bytes, if known: then only the size is equal for all copies, in whichever archive
     """
     shared, *rest = file.split(_LINE)
     place = ":".join(map(str, (shared, *position)))
@@ -92,19 +92,19 @@ def member_fingerprint(file: str, *position: object, size: int | None = None) ->
 
 
 def combine_fingerprints(files: Mapping[str, str], shared: str, *, times: bool = True) -> str:
-    """Return one fingerprint for files by name; `shared` is its first line. Without `times`, copies may differ."""
+    """Return one fingerprint for files by name; `shared` is its first line. Without `times`, the second is empty."""
     kept = digest(sorted((name, copied_part(text)) for name, text in files.items())) if times else ""
     newest = max(map(changed_at, files.values()), default=0)
     return _LINE.join((shared, kept, f"{newest}:{digest(sorted(files.items()))}"))
 
 
 def portable_part(fingerprint: str) -> str:
-    """Return the part of a fingerprint that all copies share."""
+    """Return the part of a fingerprint that is equal for all copies."""
     return fingerprint.partition(_LINE)[0]
 
 
 def copied_part(fingerprint: str) -> str:
-    """Return the part of a fingerprint that copies with the same times share."""
+    """Return the part of a fingerprint that is equal for copies with the same times."""
     return _LINE.join(fingerprint.split(_LINE)[:2])
 
 
@@ -114,13 +114,13 @@ def is_local(fingerprint: str) -> bool:
 
 
 def changed_at(fingerprint: str) -> int:
-    """Return when the file of a fingerprint changed last, in nanoseconds since 1970; 0 if it does not say."""
+    """Return the change time in a fingerprint, in nanoseconds since 1970; 0 if it has none."""
     lines = fingerprint.split(_LINE)
     return int(lines[2].partition(":")[0]) if len(lines) > 2 else 0
 
 
 def file_identity(path: Path) -> dict[str, Any]:
-    """Return what identifies a version of a file on this machine: facts about its content are stored with it."""
+    """Return the attributes that identify a version of a file on this machine, a key for facts about its content."""
     now = path.stat()
     return {
         "file": str(path.resolve()),

@@ -1,4 +1,4 @@
-"""Files behind URLs: http and https, and what fsspec reads (s3://, gs://, ... with their packages)."""
+"""Files behind URLs: http, https, and the file systems of fsspec (s3://, gs://, ... with their packages)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from oodbench.storage.store import default_root, file_digest
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-TIMEOUT = 60.0  # seconds without a byte
+TIMEOUT = 60.0  # seconds to wait for a byte
 TRIES = 3
-PAUSE = 1.0  # seconds before the second try, then doubled
+PAUSE = 1.0  # seconds before the second try, doubled for each further one
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of the local disk, never of the server
 
 
@@ -84,7 +84,7 @@ def fetch(url: str, path: Path) -> Path:
 
 
 def remote_fingerprint(url: str) -> str:
-    """Return a text that changes when the content of a URL changes: size, ETag, time.
+    """Return a string that changes when the content of a URL changes: size, ETag, time.
 
     Raise UserError if the server does not answer.
     """
@@ -118,7 +118,7 @@ def _retry_fetch(url: str, call: Callable[[], T]) -> T:
 
 
 def cached_path(url: str) -> Path:
-    """Return the path of the local copy of a URL, whether it exists or not."""
+    """Return the path of the local copy of a URL, which may not exist."""
     name = Path(unquote(urlsplit(url).path)).name or "file"
     return default_root() / "fetched" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
 
@@ -135,9 +135,9 @@ def fetch_cached(url: str, dataset: str) -> Path:
 
 
 def copy_digest(path: Path) -> str:
-    """Return the sha256 of a local copy, which is cached in a file next to it.
+    """Return the sha256 of a local copy, and cache it in a file next to the copy.
 
-    Unlike size and time it is the same wherever the copy was downloaded.
+    Unlike size and time, it is equal on all machines.
     """
     cache = path.with_name(f".{path.name}.sha256")
     state = file_fingerprint(path).replace("\n", " ")

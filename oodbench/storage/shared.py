@@ -53,7 +53,7 @@ def local_root(root: Path, url: str) -> Path:
 
 
 class SharedStore(Store):
-    """Entries below a local folder, each uploaded to and downloaded from a place that other machines can reach."""
+    """A local store that uploads entries to, and downloads them from, storage that other machines can reach."""
 
     def __init__(self, root: Path, url: str) -> None:
         super().__init__(root)
@@ -72,7 +72,7 @@ class SharedStore(Store):
         """Raise UserError unless a file can be written to the shared store."""
         if not errors.is_url(self.url):
             raise UserError(
-                f"--shared or $OODBENCH_SHARED: {self.url} is no URL; write for example s3://bucket/oodbench"
+                f"--shared or $OODBENCH_SHARED: {self.url} is not a URL; write for example s3://bucket/oodbench"
             )
         probe = f"{self._base}/.probe-{secrets.token_hex(8)}"
         self._write(functools.partial(self._system.pipe_file, probe, b""), probe, tries=1)
@@ -82,7 +82,7 @@ class SharedStore(Store):
             self._retry(lambda: self._system.rm_file(probe), tries=1)
 
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Entry | None:
-        """Return the verified entry for these inputs, downloaded if necessary; None if neither place has it."""
+        """Return the verified entry for these inputs, downloaded if necessary; None if neither store has it."""
         entry = super().find(kind, inputs)
         if entry is None:
             return self._download(kind, self.key(kind, inputs))
@@ -169,14 +169,14 @@ class SharedStore(Store):
         except DAMAGE as error:
             if isinstance(error, OSError) and error.errno in remote.DISK_ERRORS:
                 raise self.write_error(error) from error
-            log.warning("shared entry %s/%s is damaged (%s) and will be made again", kind, key[:12], error)
+            log.warning("shared entry %s/%s is damaged (%s) and will be computed again", kind, key[:12], error)
             return None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _retry(self, call: Callable[[], T], tries: int = remote.TRIES) -> T:
         """Return the result of a remote call, retried if it fails."""
-        advice = f"what was made is kept in {self.root}; run the same command again"
+        advice = f"computed entries are kept in {self.root}; run the same command again"
         return remote.retry(self.url, f"the shared store {self} does not answer", call, advice, tries)
 
     def _write(self, call: Callable[[], None], destination: str, tries: int = remote.TRIES) -> None:

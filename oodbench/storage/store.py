@@ -1,9 +1,9 @@
 """The content-addressed store of computed arrays and facts. Every entry is verified before it is used.
 
-Layout: <root>/<kind>/<first two of key>/<key>/{entry.json, *.npy}. The key is the sha256 of `inputs`, which is
-everything that the content depends on. entry.json holds length and sha256 of every array and its own digest, so that a
-truncated or changed file is detected and the entry is computed again. A folder is filled under a hidden name, fsynced,
-and renamed to its key.
+Layout: <root>/<kind>/<first two of key>/<key>/{entry.json, *.npy}. The key is the sha256 of `inputs`, which contain
+everything that the content depends on. entry.json holds the size and sha256 of every array and its own digest, so that
+a truncated or changed file is detected and the entry is computed again. A folder is filled under a hidden name,
+fsynced, and renamed to its key.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from oodbench.storage.files import expand, irregular
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a broken entry may raise
-_TRIES = 3  # to rename an entry while other processes do the same
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # errors that reading a broken entry may raise
+_TRIES = 3  # attempts to rename an entry while other processes do the same
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{16}\.tmp")  # an entry that is being written or removed
 _DAY = 86_400.0  # seconds
@@ -71,7 +71,7 @@ def default_root() -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """A verified entry: `facts` are its small outputs, `inputs` are what its key is computed from."""
+    """A verified entry: `facts` are its small outputs; its key is computed from `inputs`."""
 
     key: str
     path: Path
@@ -80,7 +80,7 @@ class Entry:
     names: tuple[str, ...]
 
     def array(self, name: str) -> Array:
-        """Return one of its arrays, mapped from disk, not read. Raise UserError if the entry was removed meanwhile."""
+        """Return an array, memory-mapped. Raise UserError if the entry was removed in the meantime."""
         try:
             array: Array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
@@ -90,7 +90,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class EntryInfo:
-    """An entry that was not verified: kind, key, folder, size, time of the last use, inputs."""
+    """Metadata of an entry that was not verified: kind, key, folder, size, time of the last use, inputs."""
 
     kind: str
     key: str
@@ -132,7 +132,7 @@ class Store:
             entry = read_entry(path, key)
         except DAMAGE as error:
             if os.path.lexists(path):
-                log.warning("store entry %s/%s is damaged (%s) and will be made again", kind, key[:12], error)
+                log.warning("store entry %s/%s is damaged (%s) and will be computed again", kind, key[:12], error)
             return None
         with contextlib.suppress(OSError):  # a store that this user may only read
             os.utime(path / "entry.json")  # the last use, for `collect`
@@ -167,7 +167,7 @@ class Store:
         # For a full disk numpy raises an OSError without errno: "n requested and m written".
         short_write = error.strerror is None and "requested" in str(error)
         why = "No space left on device" if short_write else error.strerror or error
-        advice = f"see to the rights of {error.filename or self.root}"
+        advice = f"check the permissions of {error.filename or self.root}"
         if short_write or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             advice = "make room with oodbench store gc"
         return UserError(
@@ -206,7 +206,7 @@ class Store:
         """Remove old entries and return them (`dry`: remove nothing).
 
         Entries that have not been used for `unused_days` go first, then the least recently used ones until at most
-        `max_bytes` remain. What killed processes left behind more than a day ago is removed, too.
+        `max_bytes` remain. Files that killed processes left behind more than a day ago are removed, too.
         """
         now = time.time()
         by_use = sorted(self.entries(), key=lambda e: e.used)
@@ -217,7 +217,7 @@ class Store:
             total -= kept[0].bytes
             removed.append(kept.pop(0))
         if not dry:
-            # An entry that another process used meanwhile stays.
+            # An entry that another process used in the meantime stays.
             removed = [e for e in removed if last_use(e.path) == e.used and remove_atomically(e.path)]
             self._sweep({e.path for e in by_use}, now - _DAY)
         return removed
@@ -235,7 +235,7 @@ class Store:
 
 
 def read_entry(path: Path, key: str) -> Entry:
-    """Read and verify the entry in a folder. Raise one of DAMAGE unless every byte is what was written for this key."""
+    """Read and verify the entry in a folder. Raise one of DAMAGE if it differs from what was written for this key."""
     header = read_header(path)
     stated = header.pop("digest")
     if stated != digest(header) or key != digest({"kind": header["kind"], **header["inputs"]}):
@@ -257,7 +257,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _regular(file: Path) -> Path:
-    """Return the path of a regular file. Raise ValueError for another one: opening a FIFO would block."""
+    """Return the path of a regular file. Raise ValueError for any other kind: opening a FIFO would block."""
     if kind := irregular(file.stat().st_mode):
         raise ValueError(f"{file.name} is {kind}")
     return file
@@ -268,7 +268,7 @@ def _entry(path: Path, header: Mapping[str, Any]) -> Entry:
 
 
 def write_files(folder: Path, header: dict[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
-    """Write arrays and entry.json, fsync them, and return the header as a reader gets it."""
+    """Write arrays and entry.json, fsync them, and return the header as it will be read."""
     header["arrays"] = {}
     for name, array in arrays.items():
         file = folder / f"{name}.npy"
@@ -314,7 +314,7 @@ def commit(temporary: Path, path: Path) -> Entry | None:
 
 
 def last_use(path: Path) -> float | None:
-    """Return when an entry was last used, in seconds since 1970; None if it is gone."""
+    """Return the time of an entry's last use, in seconds since 1970; None if it was removed."""
     try:
         return (path / "entry.json").stat().st_mtime
     except OSError:
@@ -327,7 +327,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def remove_atomically(path: Path) -> bool:
-    """Remove a folder, a file or a link (not its target), renaming it first so that no reader finds half of it.
+    """Remove a folder, a file or a link (not its target), renamed first so that no reader finds half of it.
 
     Return whether the rename succeeded.
     """

@@ -1,4 +1,4 @@
-"""Send results to MLflow, each exactly once. mlflow is imported only if there is a result to send."""
+"""Send each result to MLflow exactly once. mlflow is imported only if there is a result to send."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Attach", "SyncReport", "Tracker", "default_uri", "links", "send", "s
 
 
 def no_files(rows: Sequence[Result]) -> Iterable[tuple[str, bytes]]:
-    """Attach no files to the results."""
+    """Return no files."""
     return ()
 
 
 def send(tracker: Tracker, rows: Sequence[Result], attach: Attach = no_files) -> SyncReport:
-    """Send the results of one run, of one benchmark and encoder, with the files that `attach` makes of them."""
+    """Send the results of one run, of one benchmark and encoder, with the files that `attach` returns for them."""
     return _send_missing(tracker, [RunUpload(tuple(rows), attach)])
 
 
@@ -35,8 +35,8 @@ def sync(tracker: Tracker, attach: Attach = no_files) -> SyncReport:
 
 
 def links(tracker: Tracker, rows: Iterable[Result]) -> list[str]:
-    """Return the addresses of the experiments that these results were sent to, in MLflow's pages."""
-    if tracker.scheme in ("", "databricks", "databricks-uc", "uc"):  # Databricks has pages of its own
+    """Return the URLs of the experiments that these results were sent to, in MLflow's web interface."""
+    if tracker.scheme in ("", "databricks", "databricks-uc", "uc"):  # Databricks has its own web interface
         return []
     sent = runs.sent_experiments(tracker)
     experiments = dict.fromkeys(sent.get(row.digest, "") for row in rows)
@@ -55,4 +55,4 @@ def _send_missing(tracker: Tracker, uploads: Sequence[RunUpload]) -> SyncReport:
         with runs.lock(tracker) as sender, quiet_mlflow():
             return upload(tracker, uploads, known, sender)
     except OSError as error:
-        return SyncReport(0, len(known), len(wanted - known), tracker.reason("was not asked", error))
+        return SyncReport(0, len(known), len(wanted - known), tracker.reason("was not used", error))

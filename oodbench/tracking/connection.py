@@ -1,4 +1,4 @@
-"""The MLflow store of a results folder: its URI, whether it answers, and MLflow without its messages."""
+"""The MLflow store of a results folder: its URI, whether it can be reached, and how MLflow's messages are silenced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from oodbench.errors import UserError, redact
 
-UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves its pages
+UI = "http://127.0.0.1:5000"  # address of `mlflow ui`
 _VARIABLE = "MLFLOW_TRACKING_URI"
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 _OPTIONS = (
@@ -74,20 +74,18 @@ class Tracker:
     def database(self) -> Path | None:
         """The file of a SQLite store, None for any other store."""
         path, _, options = self.uri.partition("?")
-        if not path.startswith("sqlite:///") or "uri" in dict(
-            parse_qsl(options)
-        ):  # the URIs of SQLite itself are not parsed
+        if not path.startswith("sqlite:///") or "uri" in dict(parse_qsl(options)):  # SQLite's own URIs are not parsed
             return None
         path = path.removeprefix("sqlite:///")
         return Path(unquote(path) if _decodes() else path)
 
     @property
     def served(self) -> bool:
-        """Whether the store is a server that has MLflow's pages; those of any other store take `mlflow ui`."""
+        """Whether the store is a server with MLflow's web interface; other stores need `mlflow ui`."""
         return self.scheme in ("http", "https")
 
     def link(self, experiment: str) -> str:
-        """Return the address of an experiment's runs in MLflow's pages, sorted by the average AUROC, the best first."""
+        """Return the URL of an experiment's runs in MLflow's web interface, sorted by average AUROC, best first."""
         order = urlencode({"orderByKey": "metrics.`auroc/mean`", "orderByAsc": "false"})
         where = redact(self.place) if self.served else UI
         return f"{where}/#/experiments/{experiment}/runs?{order}&workflowType=machine_learning"
@@ -98,7 +96,7 @@ class Tracker:
         return text.replace(f"{self.secret}@", "") if self.secret else text
 
     def reason(self, problem: str, error: object) -> str:
-        """Say why results could not be sent, where they are, and how to send them later."""
+        """Return a message: why results could not be sent, where they are, and how to send them later."""
         cause = first_line(self.without_secret(error))
         later = f"results are kept in {self.results}, send them later with: oodbench sync --tracking-uri {self.place}"
         kind = "server" if self.scheme in ("http", "https") else "store"
@@ -112,12 +110,12 @@ def first_line(error: object, limit: int = 500) -> str:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What became of the results that were to be sent.
+    """The outcome of sending results.
 
     arrived  number of results that were sent now
     known    number that the store already had
     waiting  number that could not be sent
-    reason   why not, "" if all were sent
+    reason   why not; "" if all were sent
     """
 
     arrived: int
@@ -127,7 +125,7 @@ class SyncReport:
 
 
 def tracker_of(results: Path, uri: str | None, option: str = "--tracking-uri") -> Tracker:
-    """Return the store that an option names, else $MLFLOW_TRACKING_URI, else the SQLite file in the results folder.
+    """Return the store of an option, else of $MLFLOW_TRACKING_URI, else the SQLite file in the results folder.
 
     Raises UserError, with the name of the option or variable, if MLflow cannot use the URI.
     """
@@ -153,8 +151,8 @@ def sqlite_uri(results: Path, name: str = "mlflow.db") -> str:
             f"the path of the results folder {results} is not UTF-8, as MLflow needs it; {advice}"
         ) from error
     if "?" in path and not _decodes():
-        raise UserError(f"the path of the results folder {results} has a `?`, after which MLflow ends it; {advice}")
-    # Slashes are quoted, too: MLflow would create the folder that it reads in a URI that is not decoded.
+        raise UserError(f"the path of the results folder {results} has a `?`, where MLflow cuts it off; {advice}")
+    # Slashes are quoted, too: MLflow would create the parent folder of the path that it reads in the undecoded URI.
     return f"sqlite:///{quote(path, safe='') if _decodes() and set('?%') & set(path) else path}"
 
 
@@ -166,14 +164,14 @@ def _decodes() -> bool:
 
 
 def _unusable_reason(uri: str) -> str:
-    """Return why MLflow cannot use a URI, "" if it can: a run must not find out after hours of work."""
+    """Return why MLflow cannot use a URI, or ""; a run must not fail after hours because of it."""
     if uri == "databricks":
         return ""
     scheme = urlsplit(uri).scheme.lower().partition("+")[0]
     if scheme == "file" or "://" not in uri:  # MLflow would create a folder of that name
         if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1") and scheme == "file":
             return ""
-        return "names a folder of files, which MLflow no longer writes" if scheme == "file" else "has no scheme"
+        return "names a file store, which MLflow no longer writes" if scheme == "file" else "has no scheme"
     plugins = {entry.name for entry in metadata.entry_points(group="mlflow.tracking_store")}
     if scheme not in _SCHEMES and scheme not in plugins:
         return f"has the scheme {scheme}, which MLflow does not know"
@@ -191,7 +189,7 @@ _SECONDS = 3
 
 
 def unreachable_reason(tracker: Tracker) -> str:
-    """Return why a server or a SQLite file cannot be reached, "" if it can; other stores are not asked."""
+    """Return why a server or a SQLite file cannot be reached, or ""; other stores are not contacted."""
     if tracker.database:
         return _sqlite_problem(tracker.database)
     if tracker.scheme not in ("http", "https"):
@@ -212,7 +210,7 @@ def _http_problem(url: str) -> str:
         urllib.request.urlopen(url, timeout=_SECONDS).close()
     except urllib.error.HTTPError as error:
         error.close()
-        # Below 500 there is a server; whether it grants access, MLflow finds out with the user's credentials.
+        # Below 500 the server works; whether it grants access depends on the user's credentials, which MLflow sends.
         return str(error) if error.code >= 500 else ""
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: an invalid host name
         # MLflow has its own settings for certificates.
@@ -229,16 +227,16 @@ def _sqlite_problem(database: Path) -> str:
             connection.execute("BEGIN IMMEDIATE")  # fails if the file cannot be written
             connection.execute("SELECT count(*) FROM sqlite_master")  # MLflow would try for minutes to read it
     except sqlite3.DatabaseError as error:
-        damaged = type(error) is sqlite3.DatabaseError  # not a subclass, such as that of a lock
+        damaged = type(error) is sqlite3.DatabaseError  # not a subclass, such as OperationalError for a lock
         return f"{error}; move {database} away, and the results are sent to a new one" if damaged else str(error)
     except OSError as error:
         return str(error)
     return ""
 
 
-# Set while results are sent, unless the user set them. MLflow reads them at every request, telemetry on import.
+# Set while results are sent, unless the user set them. MLflow reads them at every request, except telemetry on import.
 _ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its default is eight tries, for four minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default of eight takes four minutes
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes are often offline
     "GIT_PYTHON_REFRESH": "quiet",
@@ -260,13 +258,13 @@ def quiet_mlflow(seconds: int = 10) -> Iterator[None]:
         wanted["HOME"] = tempfile.gettempdir()
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
-    # MLflow raises what it logs as an error, and callers report it.
+    # MLflow also raises the errors that it logs, and callers report them.
     levels = {logging.getLogger("mlflow"): logging.CRITICAL, logging.getLogger("urllib3.connectionpool"): logging.ERROR}
     try:
         with warnings.catch_warnings():
             # The tables of MLflow 3.17 use a loader that SQLAlchemy 2.1 deprecates.
             warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=DeprecationWarning)
-            # The signature of a model is given: an input example would have to be an image.
+            # The signature of a model is given; an input example would have to be an image.
             warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
             import mlflow  # noqa: F401  (importing it sets its log level, so import it first)
 

@@ -1,7 +1,7 @@
-"""Loss curves of a training in MLflow, sent during the training by a process of its own that reads the file of losses.
+"""Loss curves of a training in MLflow, sent during the training by a separate process that reads the file of losses.
 
-What was sent is recorded next to that file. If the server is down, the training goes on, and the missing steps are sent
-when the server answers again, at the latest by the next call of the same command.
+The last step that was sent is recorded next to that file. If the server is down, the training continues, and the
+missing steps are sent when the server is reachable again, at the latest by the next call of the same command.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _URI = "OODBENCH_CURVES_URI"
 
 @dataclass
 class CurveStatus:
-    """The final status of the MLflow run, set before the block ends; afterwards why some steps were not sent, or ""."""
+    """The final status of the MLflow run, set in the `with` block; after it `reason` says why steps are missing."""
 
     status: str = "FAILED"
     reason: str = ""
@@ -45,7 +45,7 @@ class CurveStatus:
 def sending_curves(tracker: Tracker, folder: Path) -> Iterator[CurveStatus]:
     """While active, send the curves of a training folder, to the same MLflow run if the training was resumed."""
     command = [sys.executable, "-m", "oodbench.tracking.curves", str(folder), str(tracker.results)]
-    # The URI may hold a password, which the command line would show. A session of its own is not sent Ctrl-C.
+    # The URI may hold a password, which the command line would show. In a new session the process gets no Ctrl-C.
     child = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -65,14 +65,14 @@ def sending_curves(tracker: Tracker, folder: Path) -> Iterator[CurveStatus]:
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()
-            answer = _message(tracker, folder, f"no end after {seconds:.0f} seconds")
+            answer = _message(tracker, folder, f"not finished after {seconds:.0f} seconds")
         curves.reason = "".join(answer.splitlines()[-1:])
 
 
 def _message(tracker: Tracker, folder: Path, reason: object) -> str:
-    """Say why steps were not sent, and where they are."""
+    """Return a message: why steps were not sent, and where they are."""
     text = first_line(tracker.without_secret(reason), 300)
-    return f"curves did not all reach {tracker.place} ({text}); they are in {folder}, and the same command sends them"
+    return f"some curves were not sent to {tracker.place} ({text}); they are in {folder}; the same command sends them"
 
 
 @dataclass
@@ -103,7 +103,7 @@ class CurveSender:
                 self._send(new[start : start + STEPS_PER_CALL])
             if status and self.run:
                 weights = self.folder.with_name(self.folder.name.removesuffix(".training"))
-                if status == "FINISHED" and weights.is_file():  # by which a registered model finds its training
+                if status == "FINISHED" and weights.is_file():  # a registered model finds its training by this tag
                     self.client.set_tag(self.run, "weights", _sha256(weights), synchronous=True)
                 self.client.set_terminated(self.run, status)
         except Exception as error:  # of MLflow, SQLite or the network: none may stop a training
@@ -112,7 +112,7 @@ class CurveSender:
         return ""
 
     def _open_run(self) -> None:
-        """Connect, and reopen the run of before a resume, or create one."""
+        """Connect, and reopen the run of a resumed training, or create one."""
         if self.client is not None:
             return
         from mlflow.entities import Param
@@ -172,7 +172,7 @@ def _read_steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def main(folder: Path, results: Path, uri: str) -> None:
-    """Send curves until the process of the training closes stdin, which it does however it ends."""
+    """Send curves until the training process closes stdin, which happens however it ends."""
     sender = CurveSender(Tracker(uri, results), folder)
     wait = 0.0
     with quiet_mlflow():
@@ -188,5 +188,5 @@ def main(folder: Path, results: Path, uri: str) -> None:
 
 
 if __name__ == "__main__":
-    os.nice(10)  # the training comes first
+    os.nice(10)  # the training has priority
     main(Path(sys.argv[1]), Path(sys.argv[2]), os.environ.pop(_URI))

@@ -14,7 +14,7 @@ from oodbench.storage.files import atomic_write
 from oodbench.tracking.connection import Tracker, sqlite_uri
 
 _POOL = "MLFLOW_SQLALCHEMYSTORE_POOLCLASS"
-# Tables with records of users; `experiments` has MLflow's own Default in every store.
+# Tables with records of users; in every store `experiments` has MLflow's Default.
 _RECORDS = {"runs": "", "experiments": "WHERE experiment_id != 0", "registered_models": "", "logged_models": ""}
 
 
@@ -22,8 +22,8 @@ def connect(tracker: Tracker) -> Any:
     """Return an MlflowClient of a tracking store, and create its SQLite file if it is absent. Hold `runs.lock`.
 
     A file that MLflow cannot open and that has no run, experiment or model was left by a process that was killed, or
-    ran out of disk, while it created the tables: it is created again. Errors of MLflow, SQLAlchemy and the system are
-    raised as they are.
+    ran out of disk space, while it created the tables; it is created again. Errors of MLflow, SQLAlchemy and the system
+    are raised unchanged.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -45,7 +45,7 @@ def connect(tracker: Tracker) -> Any:
 
 
 def _create(database: Path) -> None:
-    """Let MLflow create its tables in a temporary file, and rename that."""
+    """Let MLflow create its tables in a temporary file, and rename the file."""
     from mlflow import MlflowClient
 
     try:
@@ -70,7 +70,7 @@ def _is_empty(database: Path) -> bool:
 
 @contextmanager
 def _without_pool() -> Iterator[None]:
-    """While active, MLflow opens the file for every transaction: a kept connection would write to a renamed file."""
+    """While active, MLflow opens the file for every transaction: a pooled connection would write to a renamed file."""
     if _POOL in os.environ:
         yield
         return

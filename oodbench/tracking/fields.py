@@ -21,8 +21,8 @@ _CHARTED: Mapping[str, Callable[[list[float]], float]] = {
     "auroc": max,
     "fpr95": min,
     "id_accuracy": max,
-}  # and the best
-_SHORT = 40  # characters of method names that a run's name shows in full
+}  # metrics in charts -> which value is the best
+_SHORT = 40  # longest list of methods, in characters, that a run's name shows in full
 _MAX_NAME = 250  # characters that every database of MLflow allows for the name of an experiment or a run
 _PARTS = (
     "run",
@@ -33,12 +33,12 @@ _PARTS = (
     "templates",
     "weights",
     "stream",
-)  # names that parameters begin with
+)  # prefixes of parameters
 Strings = dict[str, str]
 
 
 def truncated(values: Mapping[str, str], limit: int) -> Strings:
-    """Return printable values of at most `limit` characters, with a mark where one was cut."""
+    """Return printable values of at most `limit` characters, with a mark at the end of those that were cut."""
     shown = {key: printable(text) for key, text in values.items()}
     return {
         key: text if len(text) <= limit else text[: limit - len(_CUT_MARK)] + _CUT_MARK for key, text in shown.items()
@@ -57,17 +57,17 @@ def experiment(benchmark: str) -> str:
 
 
 def encoder_slug(row: Result) -> str:
-    """Return the name of the encoder in the form of a file name, by which results are searched."""
+    """Return the name of the encoder in the form of a file name; a tag to search results by."""
     return shortened(slug(str(row.encoder.get("slug") or row.encoder.get("name", ""))))
 
 
 def encoder_name(row: Result) -> str:
-    """Return the encoder as on the command line if the result has it: `ViT-B-16/openai`."""
+    """Return the encoder as on the command line, `ViT-B-16/openai`, if the result has it."""
     return str(row.encoder.get("name") or encoder_slug(row))
 
 
 def milliseconds(created: str) -> int:
-    """Return an ISO 8601 time in milliseconds since 1970, in UTC if it has no zone; the present if it is no time."""
+    """Return an ISO 8601 time in milliseconds since 1970, in UTC if it has no zone; the current time for other text."""
     try:
         parsed = datetime.fromisoformat(created)
     except ValueError:
@@ -76,7 +76,7 @@ def milliseconds(created: str) -> int:
 
 
 def start_and_end(rows: Sequence[Result]) -> tuple[int, int]:
-    """Return in milliseconds when the last result was created, and before it that time less fitting and scoring."""
+    """Return (start, end) in milliseconds: the creation of the last result, less fitting and scoring for the start."""
     end = max(milliseconds(row.created) for row in rows)
     seconds = sum(row.seconds.get(stage, 0) for row in rows for stage in ("fit", "score"))
     return end - int(1000 * seconds), end
@@ -93,19 +93,19 @@ def run_name(rows: Sequence[Result]) -> str:
 
 
 def row_name(row: Result) -> str:
-    """Return `energy[scale=1] · ViT-B-16/openai`: charts show results of several encoders together.
+    """Return `energy[scale=1] · ViT-B-16/openai`, since charts show results of several encoders together.
 
-    Of a stream, `tanl · ViT-B-16/openai, shuffled, batch 256, stream seed 0`.
+    For a stream it is `tanl · ViT-B-16/openai, shuffled, batch 256, stream seed 0`.
     """
     stream, ratio = row.stream, row.stream.get("ratio", "all")
     parts = [stream.get("order"), f"batch {stream.get('batch')}", f"stream seed {stream.get('seed')}"] if stream else []
     parts += [f"ID:OOD {ratio}"] if ratio != "all" else []
-    told = "".join(f", {part}" for part in parts)
-    return shortened(f"{row.label} · {encoder_name(row)}{told}{_seed_and_limit(row)}")
+    suffix = "".join(f", {part}" for part in parts)
+    return shortened(f"{row.label} · {encoder_name(row)}{suffix}{_seed_and_limit(row)}")
 
 
 def _seed_and_limit(row: Result) -> str:
-    """Return the seed and the limit of a run if they are set, since runs often differ in them."""
+    """Return the seed and the limit of a run if they are set, as runs often differ in them."""
     return "".join(f", {name} {row.run[name]}" for name in ("seed", "limit") if row.run.get(name))
 
 
@@ -115,7 +115,7 @@ def run_params(row: Result) -> Strings:
 
 
 def params(row: Result) -> Strings:
-    """Return the hyper-parameters (`mcm.temperature`), and what else a result depends on (`run.seed`)."""
+    """Return the hyper-parameters (`mcm.temperature`) and the other settings of a result (`run.seed`)."""
     trained = {name: row.weights[name] for name in ("name", "digest") if name in row.weights}
     base = dict(row.run.get("base") or {})  # the method that a stream method takes scores from
     of_base = {str(base["label"]).partition("[")[0]: base.pop("parameters")} if "parameters" in base else {}
@@ -145,8 +145,8 @@ def _params(mapping: Mapping[str, Any]) -> Strings:
 def metrics(row: Result) -> dict[str, float]:
     """Return `auroc/mean`, `auroc/near`, `auroc/textures`, `fpr95/...`, `id_accuracy`, `seconds/score`, as fractions.
 
-    Of a stream also those of its first 1,000 images and of the rest, `first/auroc/textures`, where they are known.
-    MLflow sorts charts by name, so that less important metrics begin with `more/`, as in `more/aupr_in/mean`.
+    A stream also has those of its first 1,000 images and of the rest, `first/auroc/textures`, where they are defined.
+    MLflow sorts charts by name, so less important metrics begin with `more/`, as in `more/aupr_in/mean`.
     """
     values: dict[str, float] = {}
     groups = _keys(row.groups, taken=["mean"])
@@ -187,14 +187,14 @@ def data_sets(row: Result) -> list[tuple[str, str, int, str]]:
 
 
 def run_tags(rows: Sequence[Result]) -> Strings:
-    """Return the tags of a run; those that people filter by have no prefix, the others begin with `oodbench.`."""
+    """Return the tags of a run; those for filtering have no prefix, the others begin with `oodbench.`."""
     methods = ", ".join(dict.fromkeys(row.method for row in rows))
     status = next((row.status for row in rows if row.status != "ok"), "ok")
     return _tags({**_common_tags(rows[0]), "methods": methods, "status": status})
 
 
 def row_tags(row: Result) -> Strings:
-    """Return all tags of a result except its digest, which is set when the whole result was sent."""
+    """Return all tags of a result except its digest, which is set once the result was sent completely."""
     about = {"method": row.method, "label": row.label, "status": row.status, "error": row.error}
     partial = "yes" if row.id.partial or any(one.partial for one in row.ood) else ""
     facts = flatten({"access": row.access, "stream": row.stream})

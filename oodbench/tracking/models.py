@@ -27,11 +27,11 @@ class Model:
     data          file or folder that `loader`, a module with `_load_pyfunc(path, config)`, reads
     method        name of the method
     requirements  requirements in pip's format
-    config        defaults of what `mlflow.pyfunc.load_model(..., model_config=...)` may change
-    inputs        columns of type string or binary, of which a caller gives one
+    config        defaults of the parameters of `mlflow.pyfunc.load_model(..., model_config=...)`
+    inputs        columns and their types, string or binary; a caller gives one of them
     outputs       columns and their types
     classes       default of predict()'s parameter `classes`; None if it has no such parameter
-    weights       sha256 of trained weights, by which their training is found; "" for none
+    weights       sha256 of trained weights, which identifies their training; "" for none
     note          function from the URI of the version to its description in Markdown
     """
 
@@ -89,7 +89,7 @@ def register(tracker: Tracker, name: str, model: Model) -> Version:
 
 @contextmanager
 def _environment_uri(uri: str) -> Iterator[None]:
-    """While active, $MLFLOW_TRACKING_URI is this URI: MLflow's SQLite registry reads it, whatever client calls it."""
+    """While active, set $MLFLOW_TRACKING_URI to this URI, because MLflow's SQLite registry reads it."""
     before = os.environ.get(_URI)
     os.environ[_URI] = uri
     try:
@@ -117,7 +117,7 @@ def _register(client: Any, tracker: Tracker, name: str, model: Model) -> Version
         try:
             client.get_registered_model(name)
         except MlflowException:
-            with suppress(MlflowException):  # another process was faster; any other error comes again in the next call
+            with suppress(MlflowException):  # another process was faster; the next call raises any other error
                 client.create_registered_model(name)
         about = {"tags": dict(model.tags), "model_id": logged.model_id}
         created = client.create_model_version(name, logged.artifact_location, run or None, **about)

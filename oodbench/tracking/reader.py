@@ -1,4 +1,4 @@
-"""Read results back from an MLflow store, as they were sent."""
+"""Read results back from an MLflow store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def collect(tracker: Tracker, experiment: str = "") -> list[Result]:
-    """Return the results of an experiment (`oodbench/mos`, or `mos`), "" for all of oodbench; each digest once.
+    """Return the results of an experiment (`oodbench/mos`, or `mos`), or of all of oodbench's; each digest once.
 
     Raises UserError if the store does not answer, or has no such experiment or no results in it. A run whose result is
     missing or damaged is skipped with a warning.

@@ -22,7 +22,7 @@ from oodbench.tracking.fields import RUNS
 log = logging.getLogger(__name__)
 
 TRAINING, MODELS = "oodbench/train", "oodbench/models"
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # by default MLflow may show the interface for chat bots
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow may show its interface for chat bots
 _NOTE_TAG = "mlflow.note.content"
 _NOTES = {
     RUNS: """\
@@ -46,11 +46,11 @@ def experiment_id(client: Any, tracker: Tracker, name: str) -> str:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
             log.warning("the experiment %s was deleted in %s; it is restored, with its runs", name, tracker.place)
-        for key in about if not set(_KIND) & set(found.tags) else ():  # of an earlier version
+        for key in about if not set(_KIND) & set(found.tags) else ():  # created by an earlier version
             client.set_experiment_tag(found.experiment_id, key, about[key])
         return str(found.experiment_id)
     served = tracker.scheme in ("http", "https", "databricks", "")
-    # Without a server, which has its own place for artifacts, they would go to ./mlruns.
+    # A server has its own place for artifacts; without one they would go to ./mlruns.
     location = None if served else (tracker.results.absolute() / "mlartifacts").as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=location, tags=about))
@@ -101,14 +101,14 @@ def record_sent(tracker: Tracker, digests: Iterable[str], experiment: str = "") 
 def lock(tracker: Tracker) -> Iterator[str]:
     """Let only this process send from the results folder. Raise OSError if another does not finish in time.
 
-    Gives the name of the folder as a sender, which stays the same: runs that it left unfinished are found by it.
+    It yields the permanent name of the folder as a sender, a tag by which its unfinished runs are found.
     """
     import sqlite3
 
-    # Two processes at once would both set up a new store, where one or both fail, and would send results twice.
+    # Two processes at once would both set up a new store, which fails, and would send results twice.
     tracker.results.mkdir(parents=True, exist_ok=True)
     try:
-        # A lock of SQLite works on every system and is released when the process ends.
+        # SQLite's lock works on every system and is released when the process ends.
         connection = sqlite3.connect(tracker.results / ".sending", timeout=_LOCK_SECONDS, isolation_level=None)
         with closing(connection):
             connection.execute("BEGIN EXCLUSIVE")
@@ -128,7 +128,7 @@ Attach = Callable[[Sequence[Result]], Iterable[tuple[str, bytes]]]
 
 @dataclass(frozen=True)
 class RunUpload:
-    """The content of one parent run: results of one benchmark and encoder, and the files that go with them."""
+    """The content of one parent run: results of one benchmark and encoder, and their files."""
 
     rows: tuple[Result, ...]
     attach: Attach
@@ -174,7 +174,7 @@ class Uploader:
     def _mark_killed(self, experiment: str) -> None:
         """Mark KILLED the parents, and their incomplete children, that a process of this results folder left running.
 
-        Each parent comes after its children, so that the next process finds it again if this one is killed, too.
+        Each parent is marked after its children, so that the next process finds it again if this one is killed, too.
         """
         ours = f"tags.\"{fields.SENDER}\" = '{self.sender}' AND attributes.status = 'RUNNING'"
         for parent in runs_of(self.client, experiment, ours):
@@ -209,7 +209,7 @@ class Uploader:
         self.unfinished = []
         record_sent(
             self.tracker, missing, experiment
-        )  # last: nothing looks for an open parent once all results are recorded
+        )  # last, because open parents are not looked for once all results are recorded
 
     def _log_batch(self, run: str, params: Mapping[str, str], row: Result, metrics: Sequence[Any] = ()) -> None:
         """Log parameters, metrics, and the data sets that a result was computed on."""
@@ -225,7 +225,7 @@ class Uploader:
         self.client.log_inputs(run, inputs)
 
     def _create_child(self, experiment: str, parent: str, row: Result) -> None:
-        """Log one result. Its digest comes last, so that an incomplete child does not count."""
+        """Log one result. Its digest is set last, so that an incomplete child does not count."""
         from mlflow.entities import Metric
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
@@ -276,7 +276,7 @@ def _write_files(upload: RunUpload, folder: Path) -> str:
 
 
 def upload(tracker: Tracker, uploads: Sequence[RunUpload], known: set[str], sender: str) -> SyncReport:
-    """Send runs one by one; those that the store does not take wait for the next time. Hold `lock`."""
+    """Send runs one by one; runs that the store refuses wait for the next time. Hold `lock`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -1,7 +1,6 @@
 """The image-caption pairs, or labelled images, of a step as the method reads them, chunk by chunk.
 
-What is cropped follows from seed, epoch and the pair's number alone: neither resuming nor the number of processes
-changes it.
+A crop depends only on the seed, the epoch and the number of the pair, not on resuming or the number of processes.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ RATIO = (3 / 4, 4 / 3)  # width : height of a crop
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crops: the smallest and the largest fraction of the area that one keeps, and how often it is mirrored."""
+    """Random crops: the smallest and largest fraction of the area of the image, and the probability of mirroring."""
 
     scale: tuple[float, float]
     flip: float = 0.0
 
 
 CAPTION_CROPS = Augmentation((0.9, 1.0))  # as in CLIP's own training; a mirror image may contradict its caption
-LABELLED_CROPS = Augmentation((0.08, 1.0), flip=0.5)  # as the releases of CoOp and LoCoOp
+LABELLED_CROPS = Augmentation((0.08, 1.0), flip=0.5)  # as in the released code of CoOp and LoCoOp
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def random_crop(
 class Crops:
     """Crops of a corpus's images, decoded ahead of time by a pool of threads.
 
-    `crop` makes the pixels of an image, and draws from a generator that follows from seed, epoch and pair.
+    `crop` returns the pixels of an image's crop; its generator is seeded by seed, epoch and pair.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class Crops:
         return torch.stack([self._pending.pop((epoch, pair)).result() for pair in pairs.tolist()])
 
     def close(self) -> None:
-        """Stop decoding and cancel what is pending."""
+        """Stop decoding and cancel pending crops."""
         self._pool.shutdown(cancel_futures=True)
 
     def _decode(self, pair: int, epoch: int) -> Tensor:
@@ -136,7 +135,7 @@ class Crops:
 class PairBatches:
     """Yields the pairs of a step: stored embeddings, or random crops through the encoder if `crops` is given.
 
-    `patches` says which features of the patches of labelled images the method reads.
+    `patches` are the names of the patch features of labelled images that the method reads.
     """
 
     data: TrainingData
@@ -188,7 +187,7 @@ class PairBatches:
         )
 
     def _images(self, step: int, pairs: npt.NDArray[np.int64]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the embeddings of pairs, and what the method reads of their patches."""
+        """Return the embeddings of pairs, and the patch features that the method reads, by name."""
         epoch = self.schedule.epoch(step)
         if self.crops is not None:
             return embed(self.encoder, self.crops.take(pairs, epoch), self.patches)
@@ -199,7 +198,7 @@ class PairBatches:
 
 
 def embed(encoder: LoadedEncoder, pixels: Tensor, patches: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the embeddings of images and, by name, what a method reads of their patches, of one forward pass."""
+    """Return the embeddings of images and, by name, the requested patch features, from one forward pass."""
     with torch.no_grad():
         images = fractions(pixels.to(encoder.device))
         if not patches:
@@ -209,7 +208,7 @@ def embed(encoder: LoadedEncoder, pixels: Tensor, patches: tuple[str, ...]) -> t
 
 
 def reads_text(method: TrainedMethod[Any], encoder: LoadedEncoder, captions: list[str]) -> bool:
-    """Return whether the method's inputs() calls pairs.text(): the captions are then embedded once for all steps."""
+    """Return whether the method's inputs() calls pairs.text(), so that the captions are embedded once for all steps."""
     calls = []
 
     class RecordedPairs(Pairs):

@@ -29,8 +29,8 @@ class CaptionRow:
 def read_csv(path: Path, data: Path | None) -> CorpusPart:
     """Read the pairs of a CSV file. Image paths are relative to `data`, or else to the folder of the file.
 
-    Every row that cannot be used gets a line in `skipped`. Raise UserError when the file is missing or empty or has
-    no header.
+    Every row that cannot be used gets a line in `skipped`. Raise UserError if the file is missing or empty or has no
+    header.
     """
     folder = data.expanduser() if data else path.parent
     positions: dict[str, int] = {}
@@ -64,7 +64,7 @@ def read_csv(path: Path, data: Path | None) -> CorpusPart:
 
 
 def read_rows(path: Path) -> Iterator[CaptionRow]:
-    """Read the rows of a CSV file. Raise UserError when it cannot be read or its header lacks a column."""
+    """Read the rows of a CSV file. Raise UserError if it cannot be read or its header lacks a column."""
     check_csv(path)
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

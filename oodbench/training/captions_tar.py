@@ -40,7 +40,7 @@ def check_shards(pattern: str) -> None:
     locations = expand_pattern(pattern)
     secret = next((location for location in locations if is_url(location) and has_credentials(location)), "")
     if secret:  # it would be written into the header of the weights
-        raise UserError(f"captions {redact_url(secret)}: the weights record this URL: leave out password and signature")
+        raise UserError(f"captions {redact_url(secret)}: the weights record this URL; leave out password and signature")
     paths = [Path(location) for location in locations if not is_url(location)]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
@@ -54,7 +54,7 @@ class ShardFile:
     location      path or URL
     path          the local file
     missing       whether it must still be downloaded
-    fingerprint   of the shard when it was listed
+    fingerprint   fingerprint of the shard when it was listed
     """
 
     location: str
@@ -64,7 +64,7 @@ class ShardFile:
     lock: Lock = field(default_factory=Lock)
 
     def local_path(self) -> Path:
-        """Return the local file, downloaded if need be. Raise UserError if the shard changed since it was listed."""
+        """Return the local file, downloaded if necessary. Raise UserError if the shard changed since it was listed."""
         with self.lock:
             if self.missing:
                 fetch(self.location, self.path)
@@ -125,7 +125,7 @@ def _read_shard(shard: ShardFile, store: Store) -> CorpusPart:
 
 
 def _index_shard(shard: ShardFile) -> dict[str, Any]:
-    """Return the images that have captions, the captions, and a line per problem; a truncated shard is one problem."""
+    """Return images with captions, the captions, and a line per problem; a truncated shard counts as one problem."""
     path = shard.local_path()
     try:
         found = list_members(path)

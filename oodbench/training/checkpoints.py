@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written atomically, the last two kept, resumed only by the same request."""
+"""Checkpoints of a training, written atomically; the last two are kept, and only the same request resumes them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Checkpoints:
             )
 
     def write_identity(self, identity: Mapping[str, Any]) -> None:
-        """Record which training this is, unless that is recorded already."""
+        """Write the identity of this training, unless it is written already."""
         if not (self.folder / IDENTITY_FILE).exists():
             _write_file(self.folder / IDENTITY_FILE, json.dumps(identity, indent=1, sort_keys=True).encode())
 

@@ -16,12 +16,12 @@ from oodbench.data.imageset import ImageSet, ImageSource
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.storage.store import Store, digest
 
-SHOWN = 5  # problems that a message names; all are counted
+SHOWN = 5  # problems that a message quotes; all are counted
 
 
 @dataclass(frozen=True)
 class CorpusPart:
-    """Some pairs of a corpus.
+    """A part of the pairs of a corpus.
 
     listing    the distinct images
     image      index into the listing of every pair's image [n]
@@ -37,7 +37,7 @@ class CorpusPart:
 
     @cached_property
     def digest(self) -> str:
-        """Return the sha256 of the images, the captions, and which belong together."""
+        """Return the sha256 of the images, the captions, and their pairing."""
         return digest([self.listing.digest, self.image.tolist(), list(self.captions)])
 
 

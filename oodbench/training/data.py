@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 BATCH = 128  # images encoded at once; part of the store's keys, as for `oodbench run`
 
 EncoderLoader = Callable[[], "LoadedEncoder"]
-StartProgress = Callable[[str, int], Callable[[int], None]]  # (what, total) -> a function that reports `n` more
+StartProgress = Callable[[str, int], Callable[[int], None]]  # (description, total) -> a function that reports `n` more
 
 
 @dataclass
 class StoredArray:
-    """Rows of many arrays on disk, read as one array. Files are opened only while read: there may be thousands."""
+    """Rows of many arrays on disk, read as one array. Files are opened only to be read, as there may be thousands."""
 
     files: list[Path] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [0])
@@ -73,18 +73,18 @@ class StoredArray:
 class TrainingData:
     """A corpus that is ready to train on.
 
-    captions      of every pair; empty for labelled images
+    captions      caption of every pair; empty for labelled images
     images        stored image embeddings; empty with --augment
-    image         of every pair: its row of `images`, or its position in `parts` with --augment [n]
+    image         row in `images` of every pair, or position in `parts` with --augment [n]
     texts         stored unit vectors of the distinct captions, if the method reads them
-    text          of every pair: its row of `texts` [n]
+    text          row in `texts` of every pair [n]
     parts         with --augment, the images themselves
-    image_count   distinct images
-    digest        of the images and captions that are used
+    image_count   number of distinct images
+    digest        digest of the images and captions that are used
     skipped       one line per pair or image that cannot be used
     classes       class names of labelled images
-    labels        of every labelled image: its class [n]
-    patches       by field, stored features of patches in half precision, row by row as `images`
+    labels        class of every labelled image [n]
+    patches       stored patch features in half precision by field, with the rows of `images`
     crops         stored crops of every image: the rows of `images` hold the first crop of all images, then the second
     """
 
@@ -106,7 +106,7 @@ class TrainingData:
         return len(self.image)
 
     def rows(self, pairs: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
-        """Return the rows of `images` and `patches` that pairs have in an epoch: one stored crop after the other."""
+        """Return the rows of `images` and `patches` for pairs in an epoch; each epoch reads the next stored crop."""
         return self.image[pairs] + epoch % self.crops * (len(self.images) // self.crops)
 
 
@@ -178,9 +178,9 @@ def embed_captions(data: TrainingData, parts: PromptEmbeddings, load: EncoderLoa
 
 
 def truncation_note(captions: Sequence[str], encoder: LoadedEncoder) -> str:
-    """Return how many distinct captions the encoder cuts to its context, with the first of them; "" for none."""
+    """Return a note on the distinct captions that the encoder truncates to its context, with the first; "" if none."""
     context = encoder.tokenize([""]).shape[1]
-    long = [one for one in dict.fromkeys(captions) if len(one.encode()) + 2 > context]  # a token has a byte at least
+    long = [one for one in dict.fromkeys(captions) if len(one.encode()) + 2 > context]  # a token has at least one byte
     truncated = encoder.truncated(long)
     if not truncated:
         return ""
@@ -213,7 +213,7 @@ def _readable_positions(
 ) -> npt.NDArray[np.int64]:
     """Add a part's images to the data; return the position of every image, -1 for those that cannot be read.
 
-    The images are decoded once per corpus for this, and only with --on-error skip: which pairs a step reads must be
+    Only with --on-error skip, the images are decoded for this, once per corpus, because the pairs of a step must be
     known before the first step.
     """
     positions = sum(len(earlier.listing) for earlier in data.parts) + np.arange(len(part.listing))
@@ -228,7 +228,7 @@ def _readable_positions(
 def unreadable_images(
     listing: ImageSet, workers: int, store: Store, progress: StartProgress
 ) -> Sequence[tuple[int, str]]:
-    """Return position and reason for every image of a list that cannot be decoded, from the store if it is known."""
+    """Return position and reason for every image of a list that cannot be decoded, from the store if possible."""
     import torch
 
     key = {"engine": 1, "items": listing.fingerprint}

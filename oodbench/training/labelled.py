@@ -41,9 +41,9 @@ Bounds = tuple[int, int]
 def labelled_data(
     plan: TrainPlan, load: EncoderLoader, processes: ProcessGroup, progress: StartProgress, workers: int
 ) -> TrainingData:
-    """Return the data of a training on labelled images; encode those that are not stored, unless every step does.
+    """Return the data of a training on labelled images; without --augment, encode images that are not stored.
 
-    Raises UserError if an image cannot be read, or with --on-error skip if none of a class can or too few are left.
+    Raises UserError if an image cannot be read, or with --on-error skip if no image of a class is left or too few are.
     """
     assert plan.shots
     listing, skipped = plan.shots.images, []
@@ -54,8 +54,8 @@ def labelled_data(
         counts = np.bincount(listing.labels, minlength=len(plan.shots.classes.lines))
         if empty := [name for name, count in zip(plan.shots.classes.lines, counts, strict=True) if not count]:
             raise UserError(
-                f"not one of the {plan.shots.number} images of class '{empty[0]}' of '{listing.dataset.name}' can be "
-                "read; mend them, or take more with --shots"
+                f"none of the {plan.shots.number} images of class '{empty[0]}' of '{listing.dataset.name}' can be "
+                "read; repair them, or take more with --shots"
             )
     epochs = build_schedule(plan, len(listing)).epochs
     data = TrainingData(
@@ -74,12 +74,12 @@ def labelled_data(
 
 
 def _store(plan: TrainPlan, listing: ImageSet) -> Store:
-    """Return the store; what is known by sizes and times of files on this machine is not shared."""
+    """Return the store, without the shared one if keys depend on sizes and times of files on this machine."""
     return plan.store.local() if plan.store.url and listing.local else plan.store
 
 
 def crop_of(plan: TrainPlan) -> Crop:
-    """Return the function that makes the random crop of an image."""
+    """Return the function that crops an image at random."""
     return functools.partial(_random_crop, size=plan.encoder.card.size)
 
 
@@ -97,7 +97,7 @@ class StoredCrops:
 
     @property
     def patches(self) -> tuple[str, ...]:
-        """Return which features of patches are stored, too."""
+        """Return the names of the patch features that are stored, too."""
         return self.plan.patch_fields
 
     @property
@@ -106,7 +106,7 @@ class StoredCrops:
         return _store(self.plan, self.listing)
 
     def batches(self) -> Iterator[tuple[int, Bounds]]:
-        """Yield the number of the crop, and the first image and the one after the last, of every entry."""
+        """Yield (number of the crop, (start, stop) of the images) for every entry."""
         n = len(self.listing)
         for crop in range(self.data.crops):
             for start in range(0, n, BATCH):
@@ -149,17 +149,17 @@ class StoredCrops:
 def _encode(
     crops: StoredCrops, load: EncoderLoader, processes: ProcessGroup, progress: StartProgress, workers: int
 ) -> None:
-    """Encode the batches that are not stored, this process's share first, and add all to the data."""
+    """Encode the batches that are not stored, this process's part first, and add all to the data."""
     numbered = {one: number for number, one in enumerate(crops.batches())}
     own = [one for one in crops.missing() if numbered[one] % processes.size == processes.rank]
     _encode_batches(crops, own, load, progress, workers)
     processes.barrier()
-    _encode_batches(crops, crops.missing(), load, progress, workers)  # of processes with a store of their own
+    _encode_batches(crops, crops.missing(), load, progress, workers)  # those of processes with another store
     data = crops.data
     data.patches = {name: StoredArray() for name in crops.patches}
     for one in crops.batches():
         entry = crops.find(one)
-        if entry is None:  # it was damaged
+        if entry is None:  # the stored entry is damaged
             _encode_batches(crops, [one], load, progress, workers)
             entry = crops.find(one)
         if entry is None:
@@ -172,7 +172,7 @@ def _encode(
 def _encode_batches(
     crops: StoredCrops, batches: list[tuple[int, Bounds]], load: EncoderLoader, progress: StartProgress, workers: int
 ) -> None:
-    """Encode and store some batches; the images of the next one are decoded meanwhile."""
+    """Encode and store batches, and decode the images of the next batch meanwhile."""
     if not batches:
         return
     encoder = load()

@@ -66,7 +66,7 @@ class Trainer:
         self._device = device
 
     def step(self, number: int) -> StepReport:
-        """Carry out step `number`, from 0. Raise Diverged, with the module unchanged, if the loss is not finite."""
+        """Run step `number`, from 0. Raise Diverged, with the module unchanged, if the loss is not finite."""
         began = time.perf_counter()
         lr = self.schedule.lr(number)
         with _deterministic(self._device):
@@ -89,7 +89,7 @@ class Trainer:
         return {name: value.float() if value.is_floating_point() else value for name, value in embedded.items()}
 
     def _backward(self, number: int, chunks: list[tuple[int, Inputs]]) -> dict[str, float]:
-        """Compute this process's share of the gradients; return the terms of the loss of the global batch."""
+        """Compute this process's part of the gradients; return the terms of the loss of the global batch."""
         self.optimiser.zero_grad()
         single = len(chunks) == 1  # its graph is kept, and it is not embedded again
         with torch.set_grad_enabled(single):
@@ -136,21 +136,21 @@ class Trainer:
         self.scaler.update()
 
     def _eps(self) -> float:
-        """Return the eps that torch's AdamW needs at the next step, so that the update is that of the settings."""
+        """Return the eps for torch's AdamW at the next step, which depends on the step for epsilon_hat."""
         settings = self.schedule.optimiser
         if not settings.epsilon_hat:
             return settings.eps
-        # The optimiser's own count, as the scaler skips steps.
+        # The optimiser's step count, because the scaler skips steps.
         done = max((int(state["step"]) for state in self.optimiser.state.values()), default=0)
         return settings.eps / math.sqrt(1 - settings.betas[1] ** (done + 1))
 
 
 @contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """On a CPU, let torch's operations have the same result every time, whatever the threads do.
+    """On a CPU, use torch's deterministic algorithms.
 
-    The gradient of `rows[index]` is otherwise summed in the order in which threads come, and slowly: they wait for each
-    other. torch warns of an operation that has no such form. On a GPU many have none, and this does nothing.
+    Otherwise the gradient of `rows[index]` is summed in the order of the threads, and slowly, as they wait for each
+    other. torch warns if an operation has no deterministic algorithm. On a GPU many have none, and this does nothing.
     """
     if device.type != "cpu":
         yield
@@ -159,7 +159,7 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    settings.fill_uninitialized_memory = False  # with NaN, a debugging aid that writes every new tensor once more
+    settings.fill_uninitialized_memory = False  # a debugging aid that fills every new tensor with NaN
     try:
         yield
     finally:

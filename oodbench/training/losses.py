@@ -21,7 +21,7 @@ FINAL_STEPS = 100  # steps over which the final loss terms are averaged
 
 
 class LossLog:
-    """Appends a line per step to losses.jsonl. Lines after step `done` are dropped, as a resumed training repeats them.
+    """Appends a line per step to losses.jsonl. Lines after step `done` are dropped: a resumed training repeats them.
 
     Only the main process writes.
     """

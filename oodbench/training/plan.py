@@ -1,4 +1,4 @@
-"""From a request to a training plan. All problems that can be found without loading a model are reported together."""
+"""Make a training plan from a request. All problems that need no model to be found are reported together."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from oodbench.method import Optimiser, TrainedMethod
 
 _FLAGS = {"out": "output", "batch": "batch-size", "settings": "set", "plugins": "plugin"}  # fields with other flags
-# Options of methods that are trained on labelled images, and of those that are trained on captions.
+# Options of methods that are trained on labelled images, and of methods that are trained on captions.
 _LABELLED = ("id", "shots", "calibration", "classes", "clean_names", "allow_partial", "crops")
 _CAPTIONS = ("captions",)
 
@@ -56,10 +56,10 @@ class TrainRequest:
     resize            bicubic or bilinear; None: as the weights were trained
     captions          `glyphs` (which is None), a CSV file, or a pattern of tar shards
     id                the ID set or benchmark whose labelled training images a few-shot method learns from; "": glyphs
-    shots             of these images, so many of each class, drawn with the seed; None: 16
+    shots             number of these images per class, drawn with the seed; None: 16
     calibration       other training images, as `id`; "": those of the benchmark or of the ID set
     classes           class names: the name of a list, or a file; "": the set's own
-    clean_names       take class names as words
+    clean_names       convert class names to words: AnnualCrop to "annual crop"
     allow_partial     draw from sets with fewer images than the catalogue counts
     crops             stored random crops of each labelled image; every epoch reads the next. None: centre crops
     data              folder of the datasets; for a CSV, the folder that its paths are relative to (None: its own)
@@ -150,7 +150,7 @@ def check_options(request: TrainRequest) -> None:
     if request.betas is not None and (len(request.betas) != 2 or not all(0 <= beta < 1 for beta in request.betas)):
         problems.append(f"--betas takes two numbers below 1, as in 0.9,0.98, not {','.join(map(str, request.betas))}")
     if request.epochs is not None and request.steps is not None:
-        problems.append("--epochs and --steps both say how long to train; give one")
+        problems.append("--epochs and --steps both set the length of the training; give one")
     if request.augment and request.crops:
         problems.append("--crops stores random crops and --augment makes new ones at every step; give one of them")
     if request.augment and "://" in (request.captions or ""):
@@ -176,14 +176,14 @@ class TrainPlan:
 
     @property
     def patch_fields(self) -> tuple[str, ...]:
-        """Return which features of the training images' patches are computed."""
+        """Return the names of the patch features of the training images that are computed."""
         return self.job.info.patch_fields if self.shots else ()
 
     def identity(self) -> dict[str, Any]:
-        """Return what else the weights depend on; a training resumes only with an equal identity."""
+        """Return everything except the data that the weights depend on; only an equal identity resumes a training."""
         optimiser = self.optimiser.as_recorded()
         parameters, files = self.job.parameters, self.job.files
-        if self.shots:  # the others are of the score, except the prompts, which module() may read
+        if self.shots:  # the other parameters are read by score(), except the prompts, which module() may read
             fixed = self.job.info.trained
             parameters = {key: value for key, value in parameters.items() if key in fixed or key.endswith("templates")}
             files = file_digests(parameters)
@@ -219,7 +219,7 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     method = attempt(build_method, job) if job else None
     optimiser = attempt(optimiser_settings, request, method) if method else None
     attempt(_check_output, request, few_shot)
-    # Without problems only: images are counted, and glyphs, which are drawn to be listed, take seconds.
+    # Only without problems: images are counted, and glyphs, which are rendered to be listed, take seconds.
     shots = attempt(find_shots, request, store) if few_shot and not collected.problems else None
     raise_all(collected.problems)
     assert job and method and optimiser and encoder and spec
@@ -232,7 +232,7 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     out = weights_path(request, f"{job.info.name}-{resolved.card.slug}", few_shot)
     plan = TrainPlan(request, job, method, optimiser, resolved, out, store, shots)
     if shots:
-        build_schedule(plan, len(shots.images))  # so that its problems are known before an image is encoded
+        build_schedule(plan, len(shots.images))  # reports its problems before an image is encoded
     return plan
 
 
@@ -298,8 +298,8 @@ def optimiser_settings(request: TrainRequest, method: TrainedMethod[Any]) -> Opt
     others = [f"--{name}" for name in ("betas", "eps") if getattr(request, name) is not None]
     if recipe.kind == "sgd" and others:
         raise UserError(
-            f"{' and '.join(others)}: of AdamW, but {request.method} is trained with SGD, which has --lr, "
-            "--weight-decay and --warmup; leave out what is AdamW's"
+            f"{' and '.join(others)}: for AdamW, but {request.method} is trained with SGD, which has --lr, "
+            "--weight-decay and --warmup; leave out the options of AdamW"
         )
     names = ("epochs", "batch", "lr", "betas", "eps", "weight_decay", "warmup")
     given = {name: getattr(request, name) for name in names if getattr(request, name) is not None}

@@ -16,7 +16,7 @@ from torch import Tensor
 from oodbench.errors import UserError
 from oodbench.pipeline.task import pick_device
 
-# The other processes wait while one embeds its share of the corpus, which may take days.
+# The other processes wait while one embeds its part of the corpus, which may take days.
 TIMEOUT = datetime.timedelta(days=7)
 
 
@@ -39,7 +39,7 @@ class ProcessGroup:
             dist.barrier()
 
     def gather(self, own: Tensor) -> Tensor:
-        """Return the rows of all processes in the order of their ranks; every process gives the same number of rows."""
+        """Return the rows of all processes in the order of their ranks; every process has the same number of rows."""
         if self.size == 1:
             return own
         parts = [torch.empty_like(own) for _ in range(self.size)]
@@ -57,7 +57,7 @@ class ProcessGroup:
             gradient.copy_(part.view_as(gradient))
 
     def max_over_ranks(self, number: int) -> int:
-        """Return the largest number that any process gives."""
+        """Return the largest number of any process."""
         if self.size == 1:
             return number
         shared = torch.tensor([number], device=self.device)
@@ -65,7 +65,7 @@ class ProcessGroup:
         return int(shared)
 
     def broadcast(self, number: int) -> int:
-        """Return the number that rank 0 gives."""
+        """Return the number of rank 0."""
         if self.size == 1:
             return number
         shared = torch.tensor([number], device=self.device)
@@ -105,5 +105,5 @@ def _environment_number(name: str, default: str) -> int:
     """Return a number that torchrun sets in the environment."""
     text = os.environ.get(name, default)
     if not text.isdecimal():
-        raise UserError(f"${name} must be a number, not {text!r}: torchrun sets it, and a single process needs none")
+        raise UserError(f"${name} must be a number, not {text!r}: torchrun sets it; unset it for a single process")
     return int(text)

@@ -81,15 +81,15 @@ class Schedule:
 def build_schedule(plan: TrainPlan, pairs: int) -> Schedule:
     """Return the schedule of the steps. Raise UserError if the corpus has fewer pairs than a batch.
 
-    Of labelled images, which may be few, a batch is then all of them.
+    With fewer labelled images than a batch, the batch is all images.
     """
     optimiser, batch = plan.optimiser, plan.optimiser.batch
-    if plan.shots and pairs < batch:  # more was planned, and images were skipped
+    if plan.shots and pairs < batch:  # images were skipped after the batch was planned
         optimiser = dataclasses.replace(optimiser, batch=(batch := pairs))
     if pairs < batch:
         raise UserError(
             f"the corpus {plan.request.captions or GLYPHS} has {pairs:,} pairs, fewer than one batch of {batch:,}; "
-            f"use a smaller one, as in --batch-size {max(1, pairs // 2)}"
+            f"use a smaller batch, such as --batch-size {max(1, pairs // 2)}"
         )
     steps = plan.request.steps or optimiser.epochs * (pairs // batch)
     schedule = Schedule(optimiser, pairs, steps, plan.request.seed)
@@ -97,9 +97,7 @@ def build_schedule(plan: TrainPlan, pairs: int) -> Schedule:
         asked = f"--warmup {schedule.warmup}"
         if epochs := optimiser.warmup_epochs:
             asked = f"the warm-up of {plan.job.label}, {epochs} epoch{'s'[: epochs > 1]} or {schedule.warmup} steps,"
-        raise UserError(
-            f"{asked} must be less than the {steps} steps of the training; give a smaller one, as in --warmup 0"
-        )
+        raise UserError(f"{asked} must be less than the {steps} steps of the training; give fewer, such as --warmup 0")
     return schedule
 
 

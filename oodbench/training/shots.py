@@ -1,4 +1,4 @@
-"""The labelled ID images that a FewShotMethod is trained on: K of each class, drawn by the seed as a run draws them."""
+"""The labelled ID images that a FewShotMethod is trained on: K of each class, drawn with the seed as in a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Shots:
     number: int
 
     def facts(self) -> dict[str, Any]:
-        """Return what the header of a weights file says of the images."""
+        """Return the description of the images in the header of a weights file."""
         return {
             "set": self.id,
             "shots": self.number,
@@ -55,7 +55,7 @@ def benchmark_of(request: TrainRequest) -> Benchmark:
 
 
 def find_shots(request: TrainRequest, store: Store) -> Shots:
-    """Draw the images of a request, those of `oodbench run --shots K --shot-seed SEED`; none is decoded.
+    """Draw the images of a request, the same as `oodbench run --shots K --shot-seed SEED`; none is decoded.
 
     Raises UserError if the ID set or its training images are not there, or a class has fewer images than asked for.
     """

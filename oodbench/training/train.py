@@ -54,13 +54,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ready:
-    """What is known before the first step.
+    """The state of a training before the first step.
 
-    pairs, images   pairs of the corpus that are used, and their distinct images; labelled images are both
+    pairs, images   number of pairs that are used, and of their distinct images; both are those of labelled images
     skipped         one line per pair or image that cannot be used
-    done            steps that an earlier call made, of `steps`; each of `batch` pairs
-    folder          of the checkpoints
-    crops           stored views of every image
+    done            steps of earlier calls, of `steps`; each has `batch` pairs
+    folder          folder of the checkpoints
+    crops           number of stored crops of every image
     """
 
     plan: TrainPlan
@@ -88,8 +88,8 @@ class TrainOutcome:
     """The result of a training.
 
     out       the file of weights
-    done      steps made in all, of `steps`
-    made      steps made by this call
+    done      steps done in total, of `steps`
+    made      steps done by this call
     signal    number of the signal that stopped it; 0 if none did
     is_main   whether this process reports for all processes
     terms     terms of the loss, averaged over the last steps
@@ -107,7 +107,7 @@ class TrainOutcome:
 def train(request: TrainRequest, watch: TrainWatch | None = None) -> TrainOutcome:
     """Train a method's weights, resuming where the same request stopped.
 
-    Raise UserError for invalid input, and Diverged when the loss or its gradient is not finite.
+    Raise UserError for invalid input, and Diverged if the loss or its gradient is not finite.
     """
     plan = make_plan(request)
     with process_group(request.device) as processes:
@@ -115,7 +115,7 @@ def train(request: TrainRequest, watch: TrainWatch | None = None) -> TrainOutcom
 
 
 def _train(plan: TrainPlan, processes: ProcessGroup, watch: TrainWatch) -> TrainOutcome:
-    """Prepare the data, find the last checkpoint, and run the steps that are left."""
+    """Prepare the data, find the last checkpoint, and run the remaining steps."""
     request, checkpoints = plan.request, Checkpoints(plan.out)
     if not request.restart:
         checkpoints.check(plan.identity())
@@ -133,7 +133,7 @@ def _train(plan: TrainPlan, processes: ProcessGroup, watch: TrainWatch) -> Train
     schedule = build_schedule(plan, len(data))
     check_batch(schedule.optimiser.batch, processes)
     identity = {**plan.identity(), **read, "steps": schedule.steps}
-    if request.restart:  # only now, as every problem of the request has been reported by now
+    if request.restart:  # only now, after every problem of the request would have been reported
         if processes.is_main:
             checkpoints.clear()
         processes.barrier()
@@ -172,7 +172,7 @@ def _run_steps(
     watch: TrainWatch,
     identity: dict[str, Any],
 ) -> TrainOutcome:
-    """Run the steps of `span`, with a checkpoint every so often, and write the file of weights after the last one."""
+    """Run the steps of `span` with regular checkpoints, and write the file of weights after the last one."""
     done, last = span
     processes = trainer.processes
     if done:
@@ -255,12 +255,12 @@ def build_crops(plan: TrainPlan, data: TrainingData, processes: ProcessGroup) ->
 
 
 def decoding_threads(plan: TrainPlan, processes: ProcessGroup) -> int:
-    """Return --workers, or this process's share of the cores, at most 16."""
+    """Return --workers, or this process's fraction of the cores, at most 16."""
     return plan.request.workers or min(max((os.cpu_count() or 1) // processes.size, 1), 16)
 
 
 def describe_captions(plan: TrainPlan, data: TrainingData) -> dict[str, Any]:
-    """Return what identifies the corpus in the recipe."""
+    """Return the description of the corpus in the recipe."""
     return {
         "source": Path(plan.request.captions or GLYPHS).name,
         "pairs": len(data),

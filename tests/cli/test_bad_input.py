@@ -153,7 +153,7 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "fewer images than the catalogue counts": (
         ["--id", "imagenet1k", "--encoder", "ViT-B-16/openai", "--data", "data", "--ood", "textures"],
         [
-            "holds 1 images, the catalogue counts 50000; complete it, or run on what is there with --allow-partial",
+            "holds 1 images, the catalogue counts 50000; complete it, or use it as it is with --allow-partial",
             "holds 1 images, the catalogue counts 5640",
         ],
     ),

@@ -99,7 +99,7 @@ def test_bad_input(tmp_path: Path, cli: Cli) -> None:
     shutil.copy(REFERENCE / "mcm.json", tmp_path)
     (tmp_path / "empty").mkdir()
     for words, message in (
-        (("mcm.json", "none.json"), "none.json is not there"),
+        (("mcm.json", "none.json"), "none.json does not exist"),
         (("mcm.json", "empty"), "empty is a folder, mcm.json is not; compare two results, or two folders"),
         (("empty", "."), "empty has no results; create some with: oodbench run --results empty"),
         (("mcm.json", "mcm.json", "--cells", "-1"), "--cells must be at least 0"),

@@ -290,7 +290,7 @@ def test_without_a_home_the_store_has_to_be_named(homeless: None, monkeypatch: p
 
 def test_without_a_home_there_are_no_user_declarations(homeless: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "imagenet1k" in catalogue.datasets() and config_folder_or_none() is None
-    with pytest.raises(UserError, match=r"name a folder by \$OODBENCH_CONFIG"):
+    with pytest.raises(UserError, match=r"name a folder with \$OODBENCH_CONFIG"):
         config_folder()
     monkeypatch.setenv("OODBENCH_CONFIG", "~nobody-of-that-name/x")
     with pytest.raises(UserError, match=r"\$OODBENCH_CONFIG ~nobody-of-that-name/x cannot be read"):
@@ -394,14 +394,14 @@ def test_a_config_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
 
 def test_a_config_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes('id = "nöpe"\n'.encode("latin-1"))
-    assert "latin.toml is no text in UTF-8 (byte 8); save it in UTF-8" in refused(
+    assert "latin.toml is not text in UTF-8 (byte 8); save it in UTF-8" in refused(
         "run", "--config", tmp_path / "latin.toml"
     )
     (tmp_path / "wide.toml").write_bytes(codecs.BOM_UTF16_LE + b"a")
-    assert "is no text in UTF-8" in refused("run", "--config", tmp_path / "wide.toml")
-    assert f"--config {tmp_path} is no file" in refused("run", "--config", tmp_path)
+    assert "is not text in UTF-8" in refused("run", "--config", tmp_path / "wide.toml")
+    assert f"--config {tmp_path} is not a file" in refused("run", "--config", tmp_path)
     os.mkfifo(tmp_path / "fifo")
-    assert "fifo is no file" in refused("run", "--config", tmp_path / "fifo")
+    assert "fifo is not a file" in refused("run", "--config", tmp_path / "fifo")
     assert "No such file" in refused("run", "--config", tmp_path / "none")
     with pytest.raises(UserError, match="cannot be read"):
         read_text(Path("a\0b"), "--config")

@@ -103,8 +103,8 @@ def test_sets_of_one_file(tmp_path: Path, cli: Cli) -> None:
     ("words", "message"),
     [
         (["id.npy"], r"id\.npy: no OOD scores; name their files"),
-        (["id.npy", "c.npy"], r"c\.npy: there is no such file of scores"),
-        (["id.npy", "bad.txt"], r"bad\.txt, line 2: 'x' is no number"),
+        (["id.npy", "c.npy"], r"c\.npy: this score file does not exist"),
+        (["id.npy", "bad.txt"], r"bad\.txt, line 2: 'x' is not a number"),
         (["id.npy", str(REFERENCE / "mcm.parquet")], r"holds scores of glyphs, .*; name one, as in glyphs="),
         (["id.npy", f"glyph={REFERENCE / 'mcm.parquet'}"], r"no scores of 'glyph'; did you mean 'glyphs'"),
         (["id.npy", "a.txt", "--higher", "up"], r"--higher up; known: id, ood"),

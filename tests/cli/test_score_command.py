@@ -138,7 +138,7 @@ def test_a_method_calibrates_on_images_of_its_own(place: Path, tmp_path: Path) -
     assert list(table(bare.stdout)) == ["image", "score", "class"]
     assert (table(bare.stdout)["score"] == table(both.stdout)["score"]).all()
     same = call(place, *usual, "--calibration", "photos", "--threshold-from", "photos")
-    assert same.exit_code == 2 and "react learns from 60 of the 60 images that are to set" in same.stderr
+    assert same.exit_code == 2 and "react is fitted on 60 of the 60 images for" in same.stderr
     few = call(place, *usual, "--threshold-from", "photos/id-train-001.png")
     assert few.exit_code == 2 and "there is only one (" in few.stderr
 
@@ -156,7 +156,7 @@ def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None
     image = ("explain", "--methods", "mcm", "--shared", there, "--store", str(tmp_path / "c"), "new/letters-000.png")
     assert call(place, *image).exit_code == 0 and list((tmp_path / "c/text").glob("*/*/.shared-*"))
     wrong = call(place, *usual[:-1], "nowhere")
-    assert wrong.exit_code == 2 and "nowhere is no URL" in wrong.stderr
+    assert wrong.exit_code == 2 and "nowhere is not a URL" in wrong.stderr
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_broken_images_stop_or_are_skipped(place: Path, tmp_path: Path) -> None:
     assert stop.exit_code == 2 and "a broken.png cannot be read" in stop.stderr
     assert not (tmp_path / "x.csv").exists() and not list(tmp_path.glob(".*"))
     skip = call(place, *usual, "--on-error", "skip")
-    assert skip.exit_code == 0 and "skipped: a broken.png: no image format" in skip.stderr
+    assert skip.exit_code == 0 and "skipped: a broken.png: not an image format" in skip.stderr
     assert len(pd.read_csv(tmp_path / "x.csv")) == 40
 
 

@@ -42,7 +42,7 @@ def test_a_dataset_is_complete(name: str) -> None:
 
 
 def labelled_alike(one: Dataset, train: Dataset) -> bool:
-    """Whether a training split has the classes of its set, in one order."""
+    """Whether a training split has the classes of its set in the same order."""
     return (one.classes, one.keep) == (train.classes, train.keep)
 
 
@@ -63,13 +63,13 @@ def test_names_and_aliases_mean_one_thing() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+", n) for n in (*names, *benchmarks()))
 
 
-def test_titles_tell_sets_apart() -> None:
+def test_titles_of_sets_are_distinct() -> None:
     for one in benchmarks().values():
         titles = [dataset(n).title for n in (one.id, *(name for name, _ in one.sets()))]
         assert len(set(titles)) == len(titles)
 
 
-def test_the_counts_are_the_protocols() -> None:
+def test_counts_match_the_protocols() -> None:
     counts = {name: datasets()[name].count for name, _ in benchmarks()["mos"].sets()}
     assert counts == {"inaturalist": 10_000, "sun": 10_000, "places": 10_000, "textures": 5640}
     counts = {name: datasets()[name].count for name, _ in benchmarks()["openood"].sets()}
@@ -106,7 +106,7 @@ def test_a_folder_is_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         dataset("folder:")
 
 
-def test_an_id_set_brings_its_protocol() -> None:
+def test_an_id_set_selects_its_protocol() -> None:
     mos = protocol("mos")
     assert protocol("imagenet1k").benchmark is mos.benchmark is benchmarks()["mos"]
     assert mos.id == dataset("imagenet1k") and [(one.name, group) for one, group in mos.ood] == mos.benchmark.sets()
@@ -118,7 +118,7 @@ def test_an_id_set_brings_its_protocol() -> None:
     assert sum("no dataset" in line for line in str(error.value).splitlines()) == 3
 
 
-def test_an_own_pairing_has_a_name() -> None:
+def test_a_custom_pairing_has_a_name() -> None:
     own = protocol("mos", ("dtd", "textures", "glyphs-near"))
     assert own.benchmark == Benchmark(
         name="imagenet1k-vs-textures+glyphs-near",
@@ -130,7 +130,7 @@ def test_an_own_pairing_has_a_name() -> None:
     assert protocol("glyphs", ("glyphs-near",)).benchmark.encoder == "glyphs"
 
 
-def test_folders_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_with_the_same_name_get_distinct_titles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = protocol("folder:p/a/x", ("folder:q/a/x", "folder:b/x", "folder:./b/x/", "folder:y"))
     assert [one.title for one in (own.id, *(one for one, _ in own.ood))] == ["p/a/x", "q/a/x", "b/x", "y"]
@@ -227,7 +227,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert listings.parse_bytes(text) == size
 
 
-def test_sizes_that_are_none_are_refused() -> None:
+def test_invalid_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="cannot read the size 'much'"):
         listings.parse_bytes("much")
     assert listings.bytes_text(12_345_678) == "12.3 MB" and listings.bytes_text(0) == "0 B"
@@ -245,13 +245,13 @@ def test_a_protocol_without_a_set_says_so() -> None:
     assert without.benchmark.title == f"{openood.benchmark.title}, without NINCO, Textures (OpenOOD)"
     assert [(one.name, group) for one, group in without.ood] == without.benchmark.sets()
     assert without.benchmark.near == ("ssb-hard",) and without.benchmark.far == ("inaturalist", "openimage-o")
-    with pytest.raises(UserError, match="none of the OOD sets of 'openood' is there: ssb-hard, ninco"):
+    with pytest.raises(UserError, match="none of the OOD sets of 'openood' exists: ssb-hard, ninco"):
         openood.without(openood.benchmark.near + openood.benchmark.far)
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each name was looked up."""
+    """The number of look-ups per name."""
     names: Counter[str] = Counter()
     real = catalogue.dataset
 

@@ -1,4 +1,4 @@
-"""`oodbench datasets check`: every kind of defect is created and found; clean data have none."""
+"""`oodbench datasets check`: every kind of defect is created and detected; clean data have none."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EACH = 10  # images of each class
 
 
 def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
-    """A smooth coloured image that no other seed resembles."""
+    """A smooth coloured image, unlike that of any other seed."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
@@ -51,13 +51,13 @@ def save(image: Image.Image, path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def no_wordnet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whether WordNet is installed must not decide these tests."""
+    """These tests must not depend on whether WordNet is installed."""
     monkeypatch.setenv("WNSEARCHDIR", str(tmp_path / "none"))
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Clean data: an ID set of two classes, an OOD set of two others, a training split, all alike in kind."""
+    """Clean data: an ID set of two classes, an OOD set of two others, a training split, all with similar images."""
     root = tmp_path / "data"
     for number in range(EACH):
         for place, name in enumerate(("id/cab", "id/oak", "ood/kelp", "ood/lamp", "train/cab", "train/oak")):
@@ -81,7 +81,7 @@ def checked(data: Path, what: CheckScope | None = None, **settings: Any) -> Chec
 
 
 def found(report: CheckReport, kind: str, level: str) -> Finding:
-    """The one finding of a kind, and that it has this level."""
+    """Return the only finding of a kind, and check its level."""
     (one,) = [f for f in report.findings if f.kind == kind]
     assert one.level == level, format_report(report)
     assert (level == "error") <= (not report.ok)
@@ -113,7 +113,7 @@ def test_a_list_with_another_digest_and_missing_images(data: Path) -> None:
     (data / "list.txt").write_text(lines.replace("cab/3.png 0", "cab/3.png 1"))
     report = checked(data, sets(**declared, digest=right))
     assert right[:12] in found(report, "digest", "error").message
-    assert report.sets[0].looked == 20  # and the check went on
+    assert report.sets[0].looked == 20  # and the check continued
     (data / "list.txt").write_text(lines + "cab/99.png 0\n")
     assert found(checked(data, sets(**declared)), "absent", "error").examples == ("cab/99.png",)
 
@@ -169,14 +169,14 @@ def test_an_id_image_outside_the_class_folders(data: Path) -> None:
 
 def test_identical_images_are_found_by_their_pixels(data: Path) -> None:
     again = Image.open(data / "id/oak/4.png")
-    again.save(data / "ood/kelp/again.bmp")  # neither name nor bytes are the same
+    again.save(data / "ood/kelp/again.bmp")  # names and bytes differ
     finding = found(checked(data), "identical", "error")
     assert finding.sets == ("id", "ood") and finding.examples == ("oak/4.png = kelp/again.bmp",)
 
 
 def test_images_of_more_than_8_bits_are_compared_exactly(data: Path) -> None:
     for place, factor in (("id/cab", 200), ("ood/kelp", 90)):
-        grey = np.asarray(picture(7).convert("L")).astype(np.uint16) * factor + 300  # all cut off when made RGB
+        grey = np.asarray(picture(7).convert("L")).astype(np.uint16) * factor + 300  # all clipped when converted to RGB
         Image.fromarray(grey).save(data / place / "3.png")
     assert "identical" not in checked(data).kinds()
 
@@ -417,13 +417,13 @@ def test_a_killed_check_is_resumed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["sets"][0]["looked"] == 500
     assert len(set(store.glob("looks/*/[0-9a-f]*/entry.json"))) == len(parts)
-    assert all(path.stat().st_ino == inode for path, inode in kept.items())  # used, not made again
+    assert all(path.stat().st_ino == inode for path, inode in kept.items())  # used, not computed again
     fresh = command(*words, "--store", tmp_path / "new", "--format", "json")
     assert fresh.stdout == done.stdout
 
 
 def test_real_images(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of the real sets: what is known of them is found, and one planted copy."""
+    """A part of the real sets: known defects and one planted copy are detected."""
     monkeypatch.delenv("WNSEARCHDIR")
     source = shared / "data"
     for folder in sorted((source / "imagenet1k/val").iterdir())[::10]:
@@ -450,7 +450,7 @@ def test_real_images(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_an_image_that_cifar10_and_cifar100_share(shared: Path, tmp_path: Path) -> None:
-    """One test image of CIFAR-10, re-encoded as JPEG, is one of CIFAR-100; and CIFAR-100 has two twice."""
+    """A test image of CIFAR-10, re-encoded as JPEG, occurs in CIFAR-100, and CIFAR-100 contains two images twice."""
     ours, theirs = (f"tar:{shared}/data/cifar/{name}-test.tar" for name in ("cifar100", "cifar10"))
     what = select_sets([theirs], ours)
     report = checked(tmp_path, what)
@@ -467,7 +467,7 @@ def test_an_image_that_cifar10_and_cifar100_share(shared: Path, tmp_path: Path) 
 
 
 def test_remarks_are_findings(data: Path) -> None:
-    """Of a set that has no role, too: it may be meant for an ID set."""
+    """Also for a set without a role: it may be used as an ID set."""
     picture(7).save(data / "ood/kelp/0.jpg")
     (data / "ood/kelp/0.jpg").rename(data / "ood/kelp/0.heic")
     (data / "ood/Kelp/deep").mkdir(parents=True)
@@ -530,7 +530,7 @@ def test_frames_and_pages(data: Path, tmp_path: Path, kind: str) -> None:
 
 
 def test_names_with_line_breaks_are_escaped() -> None:
-    """A line break, an escape or a line separator in a name opens no line of the report, nor of `datasets add`."""
+    """A line break, an escape or a line separator in a name starts no line in the report or in `datasets add`."""
     name = "folder:a\n\x1b[31mb\u2028c"
     report = CheckReport(
         [SetSummary(name, "")], [Finding("warning", "odd", (name,), f"{name} is odd\n  so", 1, (name,))]

@@ -41,7 +41,7 @@ def fetch(server: FileServer, folder: Path, path: str = "/a.bin", sha256: str = 
 
 
 def left(folder: Path) -> set[str]:
-    """What is in the folder, without locks."""
+    """The contents of the folder, without locks."""
     return {p.name for p in folder.iterdir() if not p.name.endswith(".lock")}
 
 
@@ -57,7 +57,7 @@ def test_a_complete_file(server: FileServer, tmp_path: Path) -> None:
     assert place.read_bytes() == CONTENT and left(tmp_path) == {"a.bin"}
     assert totals == [len(CONTENT)] and sum(told) == len(CONTENT)
     fetch(server, tmp_path)
-    assert server.asked == [""]  # not asked again
+    assert server.asked == [""]  # not requested again
 
 
 def test_a_truncating_server_is_resumed(server: FileServer, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_truncating_server_is_resumed(server: FileServer, tmp_path: Path) -> N
 
 
 def test_received_bytes_are_kept_for_the_next_call(server: FileServer, tmp_path: Path) -> None:
-    server.stall = 30_000  # less than counts as progress
+    server.stall = 30_000  # too little to count as progress
     began = time.perf_counter()
     with pytest.raises(UserError, match="nothing was received for 0.3 s.* 90,000 bytes received are kept"):
         fetch(server, tmp_path)
@@ -95,8 +95,8 @@ def test_a_part_of_another_version_is_not_continued(server: FileServer, tmp_path
     assert fetch(server, tmp_path, sha256="").read_bytes() == CONTENT[::-1]
 
 
-def test_a_part_of_another_file_is_found_by_the_checksum(server: FileServer, tmp_path: Path) -> None:
-    (tmp_path / ".a.bin.part").write_bytes(b"x" * 1000)  # the server goes on from byte 1000
+def test_a_part_of_another_file_is_detected_by_the_checksum(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / ".a.bin.part").write_bytes(b"x" * 1000)  # the server continues from byte 1000
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     assert server.asked == ["bytes=1000-", ""]
 
@@ -139,7 +139,7 @@ def test_an_invalid_length_is_a_one_line_error(server: FileServer, tmp_path: Pat
     if not length:
         assert fetch(server, tmp_path).read_bytes() == CONTENT
         return
-    with pytest.raises(UserError, match="gave up on .*Content-Length is no number"):
+    with pytest.raises(UserError, match="gave up on .*Content-Length is not a number"):
         fetch(server, tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_a_full_disk_is_not_retried(server: FileServer, tmp_path: Path, monkeypa
         write(file, block)
 
     monkeypatch.setattr(downloading, "_write", full)
-    with pytest.raises(UserError, match=r"cannot write .*No space left on device; what was received is kept"):
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device; the bytes received are kept"):
         fetch(server, tmp_path)
     assert len(server.asked) == 1 and not (tmp_path / "a.bin").exists()
     monkeypatch.setattr(downloading, "_write", write)
@@ -222,23 +222,23 @@ SYMBOLIC, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE
 @pytest.mark.parametrize(
     ("members", "kind", "told"),
     [
-        ([("../x", b"1", "")], b"", "leads out of the folder"),
-        ([("a/../../x", b"1", "")], b"", "leads out of the folder"),
-        ([("/tmp/x", b"1", "")], b"", "leads out of the folder"),
-        ([("..\\x", b"1", "")], b"", "leads out of the folder"),
-        ([("a", b"", "../x")], SYMBOLIC, "leads out of the folder, to '../x'"),
-        ([("a", b"", "/etc/passwd")], SYMBOLIC, "leads out of the folder, to '/etc/passwd'"),
-        ([("a", b"", "../x")], HARD, "leads out of the folder, to '../x'"),
+        ([("../x", b"1", "")], b"", "points outside the folder"),
+        ([("a/../../x", b"1", "")], b"", "points outside the folder"),
+        ([("/tmp/x", b"1", "")], b"", "points outside the folder"),
+        ([("..\\x", b"1", "")], b"", "points outside the folder"),
+        ([("a", b"", "../x")], SYMBOLIC, "points outside the folder, to '../x'"),
+        ([("a", b"", "/etc/passwd")], SYMBOLIC, "points outside the folder, to '/etc/passwd'"),
+        ([("a", b"", "../x")], HARD, "points outside the folder, to '../x'"),
         ([("a", b"", "/etc/passwd")], HARD, "leads out"),
         ([("d/1", b"1", ""), ("a", b"", "d"), ("a/b", b"", "../../x")], SYMBOLIC, "leads out"),
         ([("a", b"", "b"), ("b", b"", "a")], SYMBOLIC, "does not hold"),
         ([("a", b"", "..")], SYMBOLIC, "leads out"),
         ([("a", b"", "..."), ("a/x", b"1", "")], SYMBOLIC, "name of another member"),
-        ([("pipe", b"", "x")], tarfile.FIFOTYPE, "neither file, folder nor link"),
-        ([("disk", b"", "x")], tarfile.BLKTYPE, "neither file, folder nor link"),
+        ([("pipe", b"", "x")], tarfile.FIFOTYPE, "is not a file, a folder or a link"),
+        ([("disk", b"", "x")], tarfile.BLKTYPE, "is not a file, a folder or a link"),
     ],
 )
-def test_archives_that_lead_out_of_the_folder(tmp_path: Path, members: Any, kind: bytes, told: str) -> None:
+def test_archives_with_paths_outside_the_folder(tmp_path: Path, members: Any, kind: bytes, told: str) -> None:
     (tmp_path / "x").write_text("outside")
     archive = tar(tmp_path / "a.tar.gz", ("fine.txt", b"fine", ""), *members, kind=kind)
     before = sorted(tmp_path.iterdir())

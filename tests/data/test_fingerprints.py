@@ -1,4 +1,4 @@
-"""Fingerprints: replaced images are detected, whatever file holds them, before their embeddings are used or stored."""
+"""Fingerprints: replaced images are detected in every kind of file before their embeddings are used or stored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Form = Callable[[Path, int], Dataset]
 
 
 def fill(folder: Path, shade: int) -> Path:
-    """Images of as many bytes whatever their shade, with the same times."""
+    """Images with the same number of bytes for every shade, and the same times."""
     for i in range(N):
         path = folder / f"class {i % 2}" / f"{i}.ppm"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ FORMS = (as_folder, as_list, as_tar, as_parquet, as_arrow, as_array, as_arrays, 
 
 
 def settle(place: Path) -> None:
-    """Give every file one time, so that size and time of a file that replaces another are the other's."""
+    """Set one time for all files, so that a replacement has the size and time of the original."""
     for path in place.rglob("*"):
         os.utime(path, ns=(10**18, 10**18))
 
@@ -111,7 +111,7 @@ def listed(dataset: Dataset, place: Path, strict: bool = False) -> ImageSet:
 
 
 def decoded(found: ImageSet) -> list[int]:
-    """One value of every image, as a run reads them."""
+    """One value per image, as read by a run."""
 
     def first(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.asarray(image.convert("RGB"))[0, 0, :1].reshape(1, 1, 1).copy())
@@ -158,7 +158,7 @@ def test_images_replaced_after_listing_are_rejected(form: Form, strict: bool, tm
 
 @pytest.mark.parametrize("form", FORMS)
 def test_copies_have_one_digest(form: Form, tmp_path: Path) -> None:
-    """Another place and other times are the same images in a row, but never the same stored embeddings."""
+    """Copies in other places with other times have the same row digest, but never share stored embeddings."""
     dataset, place = made(form, tmp_path, 10)
     other = tmp_path / "elsewhere" / "copy"
     other.mkdir(parents=True)
@@ -188,7 +188,7 @@ def test_archives_of_the_same_images_in_another_order_have_one_digest(tmp_path: 
     assert len(digests) == 2
 
 
-def test_contents_are_remembered_while_files_do_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_digests_are_cached_while_files_do_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oodbench.data import imageset
     from oodbench.data.imageset import ImageFiles
 
@@ -207,7 +207,7 @@ def test_contents_are_remembered_while_files_do_not_change(tmp_path: Path, monke
     assert listed(dataset, place, strict=True).digest != found.digest and len(reads) == 4 * N
 
 
-def test_contents_are_not_remembered_of_files_that_change_meanwhile(tmp_path: Path) -> None:
+def test_content_digests_of_changing_files_are_not_cached(tmp_path: Path) -> None:
     dataset, place = made(as_folder, tmp_path, 10)
     found = listed(dataset, place)
     made(as_folder, tmp_path, 90)
@@ -217,7 +217,7 @@ def test_contents_are_not_remembered_of_files_that_change_meanwhile(tmp_path: Pa
 
 
 def test_a_shared_store_has_embeddings_by_content_only(tmp_path: Path) -> None:
-    """Rows are those of a run without it; what only this machine can tell apart stays on this machine."""
+    """Rows do not depend on it; embeddings that only this machine can identify stay on this machine."""
     from oodbench.data.subsets import union
     from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
     from oodbench.storage.shared import SharedStore
@@ -258,7 +258,7 @@ def test_a_temporarily_exchanged_folder_is_detected(tmp_path: Path) -> None:
 
 
 def test_links_are_identified_by_their_targets(tmp_path: Path) -> None:
-    """Links to files of equal size and time, such as deduplicated stores have, which are pointed at other files."""
+    """Links to files of equal size and time, as in deduplicated stores, are redirected to other files."""
     dataset, place = made(as_folder, tmp_path, 10)
     _, other = made(as_folder, tmp_path, 90, "other")
     first = Path("photos/class 0/0.ppm")
@@ -274,7 +274,7 @@ def test_links_are_identified_by_their_targets(tmp_path: Path) -> None:
 
 
 def test_other_machines_compare_sizes_and_times_only(tmp_path: Path) -> None:
-    """A node that reads a copy which keeps its times (`rsync -t`) reads other inodes."""
+    """A copy that keeps its times (`rsync -t`) on another node has other inodes."""
     dataset, place = made(as_folder, tmp_path, 10)
     found = dataclasses.replace(listed(dataset, place), host="another")
     shutil.copytree(place, tmp_path / "copy")
@@ -288,7 +288,7 @@ def test_other_machines_compare_sizes_and_times_only(tmp_path: Path) -> None:
 
 
 def test_a_file_truncated_after_listing_is_not_a_broken_image(tmp_path: Path) -> None:
-    """With --on-error skip a broken image is left out, and that is stored; a file under way must not be."""
+    """With --on-error skip, the omission of a broken image is stored; a file that is being written must not count."""
     dataset, place = made(as_folder, tmp_path, 10)
     found = listed(dataset, place)
     os.truncate(place / "photos/class 0/0.ppm", 20)
@@ -311,7 +311,7 @@ def test_rows_have_the_fingerprint_of_their_file(tmp_path: Path) -> None:
 
 
 def test_a_dataset_of_the_hub_is_identified_by_its_cache_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its library gives a fingerprint, which stays when a file of its cache is replaced."""
+    """The fingerprint of its library does not change when a cached file is replaced."""
     import sys
     from types import SimpleNamespace
 
@@ -384,7 +384,7 @@ def test_a_shard_changed_before_download_is_rejected(tmp_path: Path, monkeypatch
                 archive.addfile(member, io.BytesIO(content))
 
     def fetch(url: str, place: Path) -> Path:
-        pack(90)  # between the question and the fetching
+        pack(90)  # between the request for the fingerprint and the download
         return reaching.fetch(url, place)
 
     pack(10)
@@ -399,7 +399,7 @@ def test_a_shard_changed_before_download_is_rejected(tmp_path: Path, monkeypatch
 
 
 def test_inodes_are_compared_only_where_they_are_stable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sshfs and its like give a file another number when they have forgotten it: that is no other file."""
+    """sshfs and similar file systems may assign a new inode to the same file."""
     from oodbench.storage import fingerprints as entry
     from oodbench.storage.fingerprints import copied_part, file_fingerprint, portable_part
 

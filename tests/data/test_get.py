@@ -1,4 +1,4 @@
-"""`oodbench datasets get`: whole benchmarks from a local server, archives of the user, the hub, Google Drive."""
+"""`oodbench datasets get`: whole benchmarks from a local server, archives of the user, the Hub, Google Drive."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def pets(**changes: Any) -> Dataset:
 
 
 def files(root: Path) -> set[str]:
-    """Everything below a data folder that is no lock."""
+    """All files below a data folder except locks."""
     return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix != ".lock"}
 
 
@@ -99,7 +99,7 @@ MOS = {"inaturalist": "iNaturalist", "sun": "SUN", "places": "Places", "textures
 
 @pytest.fixture
 def mos(server: FileServer, declare: Callable[..., None]) -> FileServer:
-    """The MOS protocol in miniature: a dozen images a set, served as its pages serve them."""
+    """The MOS protocol in miniature: a dozen images per set, in archives like the original ones."""
     sets = [replace(catalogue.datasets()["imagenet1k"], count=12, archives=(), hub="")]
     for name, top in MOS.items():
         content = packed(*(f"{top}/images/{'banded/' * (top == 'dtd')}{i}.png" for i in range(12)))
@@ -119,7 +119,7 @@ def wnid_folders(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_benchmark_is_got_whole(mos: FileServer, tmp_path: Path) -> None:
+def test_all_sets_of_a_benchmark_are_fetched(mos: FileServer, tmp_path: Path) -> None:
     summary = get(["mos"], tmp_path, QUICK)
     states = {outcome.name: outcome.state for outcome in summary.outcomes}
     assert states == {
@@ -136,7 +136,7 @@ def test_a_benchmark_is_got_whole(mos: FileServer, tmp_path: Path) -> None:
     done = get(["mos"], tmp_path, QUICK)
     assert done.exit_code == 0 and "5 of 5 sets are ready" in done.text()
     assert f"oodbench run --id mos --methods mcm --data {tmp_path}" in done.text()
-    assert len(mos.asked) == asked  # what is there is not asked for again
+    assert len(mos.asked) == asked  # existing sets are not requested again
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_sets_are_fetched_at_the_same_time(mos: FileServer, tmp_path: Path) -> N
 
     def watch(what: str, total: int) -> Callable[[int], None]:
         if what.startswith("fetch") and len(met) < 3:
-            met.append(meeting.wait())  # breaks, and fails the set, unless three are fetched at once
+            met.append(meeting.wait())  # times out, and fails the set, unless three are fetched in parallel
         return lambda n: None
 
     summary = get(list(MOS), tmp_path, replace(QUICK, watch=watch, workers=3))
@@ -157,7 +157,7 @@ def test_sets_are_fetched_at_the_same_time(mos: FileServer, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_one_bad_server_does_not_stop_the_others(mos: FileServer, tmp_path: Path) -> None:
     content = mos.files["/dtd.tar.gz"]
-    mos.files["/dtd.tar.gz"] = content[:-1] + b"x"  # another content of the same size
+    mos.files["/dtd.tar.gz"] = content[:-1] + b"x"  # other content of the same size
     mos.files["/SUN.tar.gz"] += b"x"
     mos.files["/Places.tar.gz"] = b"<!DOCTYPE html><p>Please log in".ljust(len(mos.files["/Places.tar.gz"]))
     summary = get(["mos"], tmp_path, QUICK)
@@ -174,7 +174,7 @@ def test_one_bad_server_does_not_stop_the_others(mos: FileServer, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cut", "stall"])
-def test_what_was_received_is_resumed(
+def test_partial_downloads_are_resumed(
     server: FileServer, declare: Callable[..., None], tmp_path: Path, fault: str
 ) -> None:
     server.content = packed(*(f"{i}.png" for i in range(12)))
@@ -219,7 +219,7 @@ def test_folders_in_an_archive_and_list_files(server: FileServer, declare: Calla
     near = pets(name="near", loader="list", path="large", list="lists/ninco.txt", count=2, archives=(images, lists))
     part = pets(name="some", loader="part", path="large", within="near", keep=("a",), archives=())
     declare(near, part)
-    summary = get(["some"], tmp_path, QUICK)  # the set that it is a part of is got, too
+    summary = get(["some"], tmp_path, QUICK)  # the set that it is a part of is fetched, too
     assert {o.name: o.state for o in summary.outcomes}["near"] == "ready", summary.text()
     assert files(tmp_path) == {
         "large/ninco/a/1.png", "large/ninco/b/2.png", "lists/ninco.txt", "large/.ninco.oodbench.json"
@@ -244,11 +244,11 @@ def test_without_a_digest_the_first_one_is_recorded(
     sha256 = hashlib.sha256(server.content).hexdigest()
     assert json.loads(record.read_text())["sha256"] == sha256
     assert f"no digest is declared; its sha256 is recorded in {record}" in first.text()
-    assert f"sha256 {sha256[:12]}" in get(["pets"], tmp_path, QUICK).text()  # said of what is there, too
+    assert f"sha256 {sha256[:12]}" in get(["pets"], tmp_path, QUICK).text()  # reported for existing sets, too
     (finding,) = archive_findings(one, tmp_path)
     assert (finding.level, finding.kind) == ("note", "archive") and sha256 in finding.message
     images = load_images(one, LoadOptions(tmp_path, Store(tmp_path / "store")), labelled=False)
-    assert [note for note in notes(images) if "digest" in note] == [f"pets: {finding.message}"]  # said by a run
+    assert [note for note in notes(images) if "digest" in note] == [f"pets: {finding.message}"]  # reported by a run
     shutil.rmtree(tmp_path / "pets/images")
     server.content = packed("1.png", "3.png")
     other = get(["pets"], tmp_path, QUICK)
@@ -260,7 +260,7 @@ def test_without_a_digest_the_first_one_is_recorded(
 @pytest.mark.slow
 def test_nothing_incomplete_is_left(server: FileServer, declare: Callable[..., None], tmp_path: Path) -> None:
     whole = packed(*(f"pets/images/{i}.png" for i in range(50)))
-    server.content = whole[: len(whole) // 2]  # what the server thinks is whole
+    server.content = whole[: len(whole) // 2]  # complete according to the server
     one = pets(count=50, archives=(Archive(url=f"{server.url}/pets.tgz"),))
     declare(one)
     damaged = get(["pets"], tmp_path, QUICK)
@@ -303,7 +303,7 @@ def test_ctrl_c_ends_at_once_and_the_next_call_resumes(server: FileServer, proce
     assert server.asked == ["bytes=100000-"]
 
 
-def test_an_incomplete_set_is_told_and_not_touched(declare: Callable[..., None], tmp_path: Path) -> None:
+def test_an_incomplete_set_is_reported_and_not_touched(declare: Callable[..., None], tmp_path: Path) -> None:
     declare(pets(count=12, archives=(Archive(url="http://127.0.0.1:9/pets.tgz"),)))
     (tmp_path / "pets/images").mkdir(parents=True)
     (tmp_path / "pets/images/1.png").write_bytes(image(1))
@@ -379,7 +379,7 @@ def test_gdown_takes_these_arguments() -> None:
 
 
 def val_tar(path: Path, numbers: range, turn: bool = False) -> Path:
-    """A miniature of ILSVRC2012_img_val.tar: the real names, one tiny JPEG for all."""
+    """A miniature of ILSVRC2012_img_val.tar: the real names, one tiny JPEG for all images."""
     out = io.BytesIO()
     Image.new("L", (1, 1)).save(out, "jpeg")
     with tarfile.open(path, "w") as file:
@@ -393,7 +393,7 @@ def val_tar(path: Path, numbers: range, turn: bool = False) -> Path:
 
 @pytest.fixture
 def small_imagenet(monkeypatch: pytest.MonkeyPatch, declare: Callable[..., None]) -> list[str]:
-    """ImageNet-1k of which only the first 24 validation images exist; returns their class folders."""
+    """ImageNet-1k with the first 24 validation images only; returns their class folders."""
     truth = imagenet.ground_truth().folders[:24]
     monkeypatch.setattr(imagenet, "ground_truth", lambda folder=None: imagenet.GroundTruth(truth, "the shipped index"))
     declare(replace(catalogue.datasets()["imagenet1k"], loader="classes", count=24))
@@ -418,7 +418,7 @@ def test_imagenet_that_lacks_an_image_is_not_moved(small_imagenet: list[str], tm
     assert get(["imagenet1k"], tmp_path / "data", GetOptions(source=tmp_path / "other.tar")).exit_code == 0
 
 
-def test_unpacking_goes_on_after_an_interruption(
+def test_unpacking_resumes_after_an_interruption(
     small_imagenet: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     val_tar(tmp_path / "ILSVRC2012_img_val.tar", range(1, 25))
@@ -444,14 +444,12 @@ def test_unpacking_goes_on_after_an_interruption(
     assert len(now) == 24 and all(now[name] == time for name, time in times.items())
 
 
-def test_a_full_disk_says_what_to_do(
-    small_imagenet: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_gives_advice(small_imagenet: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     val_tar(tmp_path / "ILSVRC2012_img_val.tar", range(1, 25))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("oodbench.storage.archives.shutil.disk_usage", lambda path: usage._replace(free=1000))
     full = get(["imagenet1k"], tmp_path / "data", GetOptions(tmp_path))
-    assert full.exit_code == 1 and "1,000 bytes, which is the bound or what the disk has left" in full.text()
+    assert full.exit_code == 1 and "1,000 bytes, which is the limit or the free disk space" in full.text()
     monkeypatch.setattr("oodbench.storage.archives.shutil.disk_usage", lambda path: usage)
     opened, path_open = 0, Path.open
 
@@ -464,7 +462,7 @@ def test_a_full_disk_says_what_to_do(
 
     monkeypatch.setattr(Path, "open", nearly_full)
     full = get(["imagenet1k"], tmp_path / "data", GetOptions(tmp_path))
-    assert full.exit_code == 1 and "No space left on device; what was unpacked is kept: rerun" in full.text()
+    assert full.exit_code == 1 and "No space left on device; unpacked files are kept: rerun" in full.text()
     monkeypatch.setattr(Path, "open", path_open)
     assert get(["imagenet1k"], tmp_path / "data", GetOptions(tmp_path)).exit_code == 0
 
@@ -510,7 +508,7 @@ def parquet(path: Path, rows: list[tuple[str, int]]) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A fake of the hub with 24 validation images; there is no network in tests."""
+    """A fake Hub with 24 validation images; tests have no network."""
     import huggingface_hub
 
     numbers = range(1, 25)
@@ -536,11 +534,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 def test_imagenet_from_the_hub(hub: dict[str, Any], small_imagenet: list[str], tmp_path: Path) -> None:
     summary = get(["imagenet1k"], tmp_path, QUICK)
     assert summary.exit_code == 0, summary.text()
-    assert "hf_secret" not in summary.text() and "Hugging Face hub" in summary.text()
+    assert "hf_secret" not in summary.text() and "Hugging Face Hub" in summary.text()
     assert files(tmp_path) == {f"imagenet1k/val/{f}/{imagenet.image_name(i)}" for i, f in enumerate(small_imagenet, 1)}
 
 
-def test_rows_of_the_hub_that_are_others(hub: dict[str, Any], small_imagenet: list[str], tmp_path: Path) -> None:
+def test_wrong_rows_from_the_hub_are_refused(hub: dict[str, Any], small_imagenet: list[str], tmp_path: Path) -> None:
     hub["data/validation-00001-of-00002.parquet"][3] = ("ILSVRC2012_val_00000016.JPEG", 0)
     summary = get(["imagenet1k"], tmp_path, QUICK)
     assert summary.exit_code == 1 and "it is another dataset" in summary.text()
@@ -552,7 +550,7 @@ def test_the_hub_refuses_a_token(hub: dict[str, Any], tmp_path: Path, monkeypatc
     from huggingface_hub.errors import GatedRepoError
 
     def refuse(*arguments: Any, **more: Any) -> str:
-        raise GatedRepoError.__new__(GatedRepoError, "403")  # its constructor wants an answer of the hub's HTTP client
+        raise GatedRepoError.__new__(GatedRepoError, "403")  # its constructor needs a response of the Hub's HTTP client
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     summary = get(["imagenet1k"], tmp_path, QUICK)
@@ -562,7 +560,7 @@ def test_the_hub_refuses_a_token(hub: dict[str, Any], tmp_path: Path, monkeypatc
     )
 
 
-def test_without_a_token_both_ways_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_token_both_alternatives_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "has_token", lambda: False)
     summary = get(["imagenet1k"], tmp_path, QUICK)
     assert summary.exit_code == 3
@@ -616,7 +614,7 @@ def test_google_drive_by_gdown(declare: Callable[..., None], tmp_path: Path, mon
     summary = get(["pets"], tmp_path, replace(QUICK, watch=lambda what, total: told.append))
     assert summary.exit_code == 0, summary.text()
     assert told[:2] == [10, len(content) - 10]
-    assert (tmp_path / "pets/images/images/1.png").is_file()  # `inside = "."`: nothing is left out
+    assert (tmp_path / "pets/images/images/1.png").is_file()  # `inside = "."`: everything is moved
 
 
 def test_google_drive_s_quota(declare: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,7 +624,7 @@ def test_google_drive_s_quota(declare: Callable[..., None], tmp_path: Path, monk
     fake_gdown(monkeypatch, refuse)
     declare(drive_set())
     summary = get(["pets"], tmp_path, QUICK)
-    assert summary.exit_code == 1 and "Too many users have viewed it; what was received is kept" in summary.text()
+    assert summary.exit_code == 1 and "Too many users have viewed it; the bytes received are kept" in summary.text()
 
 
 def test_google_drive_without_gdown(
@@ -680,14 +678,14 @@ def test_torchvision_unpacks_what_was_fetched(
     assert record["sha256"] == hashlib.sha256(b"there").hexdigest()
     filled, download = calls[0]
     assert download and filled != tmp_path / "data/shapes" and not filled.exists()  # filled elsewhere, then moved
-    own = tmp_path / "own"  # a set of the user's own has an absolute path
+    own = tmp_path / "own"  # a user's set has an absolute path
     (own / "other").mkdir(parents=True)
     (own / "other/thesis.txt").write_text("mine")
     declare(replace(one, name="own", path=str(own), archives=()))
     assert get(["own"], tmp_path / "data", QUICK).exit_code != 0
     assert (own / "other/thesis.txt").read_text() == "mine"
     assert get(["closed"], tmp_path / "data", QUICK).exit_code == 3
-    cars = get(["stanford-cars"], tmp_path / "data", QUICK)  # torchvision's download says only that the address is gone
+    cars = get(["stanford-cars"], tmp_path / "data", QUICK)  # torchvision's error is only that the URL does not exist
     assert cars.exit_code == 3 and "cars_test_annos_with_labels.mat" in cars.text()
     assert "torchvision has no dataset 'Shpes'" in get(["wrong"], tmp_path / "data", QUICK).text()
 
@@ -708,7 +706,7 @@ def test_the_command(cli: Any, declare: Callable[..., None], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "one", [one for one in catalogue.datasets().values() if one.archives], ids=lambda one: one.name
 )
-def test_declared_archives_say_where_they_are_from(one: Dataset) -> None:
+def test_declared_archives_have_a_source(one: Dataset) -> None:
     for archive in one.archives:
         assert archive.source, "the page that states the address and the digest"
         assert archive.url.startswith(("https://", "http://")) or (archive.name and not archive.url)

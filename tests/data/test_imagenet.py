@@ -33,7 +33,7 @@ def test_file_names() -> None:
 
 
 @pytest.mark.slow
-def test_the_index_is_made_of_two_lists_and_checked_by_a_third(shared: Path, tmp_path: Path) -> None:
+def test_the_index_is_built_from_two_lists_and_checked_by_a_third(shared: Path, tmp_path: Path) -> None:
     lists = [str(shared / f"data/lists/openood/{split}_imagenet.txt.gz") for split in ("test", "val")]
     third = tmp_path / "third.txt"
     third.write_text("\n".join(f"val/{f}/{image_name(i)} 0" for i, f in enumerate(ground_truth().folders, 1)))
@@ -53,7 +53,7 @@ def test_the_index_is_made_of_two_lists_and_checked_by_a_third(shared: Path, tmp
 
 
 def devkit(path: Path, folders: list[str], order: list[str]) -> None:
-    """A devkit whose class numbers follow `order`, as those of ILSVRC do not follow the sorted folders."""
+    """A devkit with class numbers in `order`, because ILSVRC does not number the sorted folders."""
     kinds = [("ILSVRC2012_ID", np.float64), ("WNID", object), ("words", object)]
     synsets = np.array([(i, wnid, "a thing") for i, wnid in enumerate(order, 1)], dtype=kinds)
     meta = io.BytesIO()
@@ -67,15 +67,15 @@ def devkit(path: Path, folders: list[str], order: list[str]) -> None:
             file.addfile(member, io.BytesIO(content))
 
 
-def test_the_devkit_has_numbers_of_its_own(tmp_path: Path) -> None:
-    turned = list(ground_truth().folders)[::-1]  # not what is shipped, so that it can only be from the devkit
+def test_the_devkit_has_its_own_class_numbers(tmp_path: Path) -> None:
+    turned = list(ground_truth().folders)[::-1]  # differs from the shipped index, so it can only be from the devkit
     devkit(tmp_path / imagenet.DEVKIT, turned, list(wnids())[500:] + list(wnids())[:500] + ["n00001740"])
     found = ground_truth(tmp_path)
     assert found.folders == tuple(turned) and imagenet.DEVKIT in found.origin
 
 
 @pytest.mark.parametrize("broken", ["missing", "cut", "uneven"])
-def test_a_devkit_that_cannot_be_right_is_refused(tmp_path: Path, broken: str) -> None:
+def test_an_invalid_devkit_is_refused(tmp_path: Path, broken: str) -> None:
     path = tmp_path / imagenet.DEVKIT
     folders = list(ground_truth().folders)
     if broken == "uneven":
@@ -86,7 +86,7 @@ def test_a_devkit_that_cannot_be_right_is_refused(tmp_path: Path, broken: str) -
             pass
     elif broken == "cut":
         path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match="is (no|not the) devkit|does not give 50 images"):
+    with pytest.raises(UserError, match="is (no|not the) devkit|does not assign 50 images"):
         ground_truth(tmp_path)
 
 
@@ -97,8 +97,8 @@ def test_val_txt(tmp_path: Path) -> None:
     found = ground_truth(tmp_path)
     assert found.folders == ground_truth().folders and str(path) == found.origin
     path.write_text("\n".join(lines[1:]) + "\n")
-    with pytest.raises(UserError, match="1 of 50,000 validation images another class"):
+    with pytest.raises(UserError, match="class of 1 of 50,000 validation images"):
         ground_truth(tmp_path)
     path.write_text("\n".join(f"{line}0" for line in lines))
-    with pytest.raises(UserError, match="49,[0-9]+ of 50,000 validation images another class"):
+    with pytest.raises(UserError, match="class of 49,[0-9]+ of 50,000 validation images"):
         ground_truth(tmp_path)

@@ -1,4 +1,4 @@
-"""Image lists: order, labels, digests, samples; and every kind of image file becomes the same kind of pixels."""
+"""Image sets: order, labels, digests, samples; all kinds of image files are decoded to RGB."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from oodbench.storage.store import Store
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes; upper case, non-ASCII, hidden and foreign files among them."""
+    """Two classes, with upper-case, non-ASCII, hidden and other files."""
     root = tmp_path / "photos"
     for number, name in enumerate(("b/2.png", "b/1.PNG", "a/ü.png", "a/.hidden.png", ".git/x.png", "a/deep/3.png")):
         save(root / name, number)
@@ -77,7 +77,7 @@ def test_empty_and_missing_folders(tmp_path: Path) -> None:
         load_images(catalogue.dataset("imagenet1k"), LoadOptions(tmp_path, store), labelled=True)
 
 
-def test_a_link_to_a_folder_above_ends_the_walk(folder: Path) -> None:
+def test_a_link_to_a_parent_folder_is_not_followed(folder: Path) -> None:
     (folder / "a" / "again").symlink_to(folder)
     (folder / "b" / "self").symlink_to(folder / "b")
     assert len(listed(folder)) == 4
@@ -96,7 +96,7 @@ def test_a_link_to_nothing_is_named(folder: Path) -> None:
         listed(folder)
 
 
-def test_a_pipe_is_no_image(folder: Path) -> None:
+def test_a_fifo_is_not_an_image(folder: Path) -> None:
     os.mkfifo(folder / "b" / "pipe.png")
     assert len(listed(folder)) == 4
 
@@ -111,7 +111,7 @@ def test_names_that_are_not_utf8(folder: Path) -> None:
     assert found.digest == listed(folder).digest
 
 
-def test_the_digest_follows_names_and_sizes(folder: Path) -> None:
+def test_the_digest_depends_on_names_and_sizes(folder: Path) -> None:
     digests = [listed(folder).digest]
     before = listed(folder).fingerprint
     os.utime(folder / "b" / "2.png", ns=(1, 1))
@@ -128,7 +128,7 @@ def test_the_digest_follows_names_and_sizes(folder: Path) -> None:
     assert listed(folder).digest == digests[-1]
 
 
-def test_the_strict_digest_follows_content(folder: Path) -> None:
+def test_the_strict_digest_depends_on_content(folder: Path) -> None:
     before = listed(folder, strict=True).digest
     os.utime(folder / "b" / "2.png", ns=(1, 1))
     assert listed(folder, strict=True).digest == before
@@ -171,7 +171,7 @@ def many(folder: Path, n: int, classes: int) -> ImageSet:
 
 
 @pytest.mark.slow
-def test_glyph_lists_are_made_once(tmp_path: Path) -> None:
+def test_glyph_lists_are_computed_once(tmp_path: Path) -> None:
     store = Store(tmp_path)
     small = dataclasses.replace(catalogue.dataset("glyphs-digits"))
     first = load_images(small, LoadOptions(Path(), store), labelled=False)
@@ -180,7 +180,7 @@ def test_glyph_lists_are_made_once(tmp_path: Path) -> None:
     again = load_images(small, LoadOptions(Path(), store, strict=True), labelled=False)
     assert again.digest == first.digest and again.names == first.names
     assert len(list(store.entries())) == 1
-    assert next(store.entries()).used > 1  # found, not made
+    assert next(store.entries()).used > 1  # found, not computed
     assert first.read(0).size == (32, 32)
 
 
@@ -218,7 +218,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, pixels: Any, mode: str, kind: st
     made.save(tmp_path / f"x.{kind}")
     found = decoded(tmp_path, f"x.{kind}", pixels)
     assert found.shape == (3, 32, 32) and found.dtype == torch.uint8
-    assert found.float().std() > 1 or mode == "I;16"  # 16 bits are cut off at 255, as open_clip does
+    assert found.float().std() > 1 or mode == "I;16"  # 16 bits are clipped at 255, as in open_clip
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (4000, 50), (50, 4000), (5000, 4000), (32, 32)])
@@ -229,7 +229,7 @@ def test_every_size_fits(tmp_path: Path, pixels: Any, size: tuple[int, int]) -> 
     assert bool((found[0] == 200).all())
 
 
-def test_moving_and_many_paged_images_give_their_first(tmp_path: Path, pixels: Any) -> None:
+def test_animations_and_multi_page_images_use_the_first_frame(tmp_path: Path, pixels: Any) -> None:
     frames = [Image.new("RGB", (20, 20), (shade, shade, shade)) for shade in (10, 100, 200)]
     for kind in ("gif", "tif", "webp", "png"):
         options: dict[str, Any] = {"lossless": True} if kind == "webp" else {}
@@ -237,13 +237,13 @@ def test_moving_and_many_paged_images_give_their_first(tmp_path: Path, pixels: A
         assert decoded(tmp_path, f"x.{kind}", pixels).float().mean() == pytest.approx(10, abs=1)
 
 
-def test_content_counts_not_the_extension(tmp_path: Path, pixels: Any) -> None:
+def test_the_format_is_detected_by_content_not_suffix(tmp_path: Path, pixels: Any) -> None:
     Image.fromarray(PATTERN).save(tmp_path / "x.png")
     (tmp_path / "x.png").rename(tmp_path / "x.JPG")
     assert decoded(tmp_path, "x.JPG", pixels).float().std() > 1
 
 
-def test_pillow_keeps_its_warnings_to_itself(tmp_path: Path, pixels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_warnings_are_suppressed(tmp_path: Path, pixels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Transparent palettes, images of many pixels, broken EXIF: pytest makes an error of any warning."""
     palette = Image.fromarray(PATTERN).convert("P")
     palette.save(tmp_path / "palette.png", transparency=bytes(range(256)))
@@ -254,7 +254,7 @@ def test_pillow_keeps_its_warnings_to_itself(tmp_path: Path, pixels: Any, monkey
     assert decoded(tmp_path, "palette.png", pixels).shape == (3, 32, 32)
 
 
-def test_a_cut_off_image_is_an_error(tmp_path: Path, pixels: Any) -> None:
+def test_a_truncated_image_is_an_error(tmp_path: Path, pixels: Any) -> None:
     Image.fromarray(PATTERN).save(tmp_path / "x.jpg")
     raw = (tmp_path / "x.jpg").read_bytes()
     (tmp_path / "x.jpg").write_bytes(raw[: len(raw) // 2])

@@ -1,4 +1,4 @@
-"""One rule per question for all loaders: the same images in every kind of place have the same classes or refusal."""
+"""All loaders have the same rules: the same images in every kind of place have the same classes or errors."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def colour(number: int) -> bytes:
 
 
 def tree(names: Sequence[str]) -> dict[str, bytes]:
-    """A different image for every name that is not that of a text."""
+    """A different image for every name that is not a text file."""
     return {name: colour(i) if not name.endswith((".txt", ".json")) else b"a text" for i, name in enumerate(names)}
 
 
 def seen(found: ImageSet) -> list[tuple[str, int]]:
-    """(class name, colour) of every image, sorted: what a run would take the images for."""
+    """(class name, colour) of every image, sorted, as a run would see them."""
     names = found.named or found.folders
     colours = [int(np.asarray(found.read(i).convert("RGB"))[0, 0, 0]) for i in range(len(found))]
     return sorted(
@@ -90,12 +90,12 @@ def as_tar(files: Tree, out: Path) -> str:
 
 
 def as_dotted_tar(files: Tree, out: Path) -> str:
-    """As `tar cf x.tar .` writes names, in another order."""
+    """With names as written by `tar cf x.tar .`, in another order."""
     return packed(out / "x.tar", [(f"./{name}", content) for name, content in sorted(files.items(), reverse=True)])
 
 
 def as_hard_links(files: Tree, out: Path) -> str:
-    """Every image a hard link to a file in a hidden folder."""
+    """Every image is a hard link to a file in a hidden folder."""
     members: list[tuple[str, bytes | tuple[bytes, str]]] = []
     for i, (name, content) in enumerate(sorted(files.items())):
         members += [(f".pool/{i}", content), (name, (tarfile.LNKTYPE, f".pool/{i}"))]
@@ -103,7 +103,7 @@ def as_hard_links(files: Tree, out: Path) -> str:
 
 
 def as_symlinks(files: Tree, out: Path) -> str:
-    """Every image a chain of two symbolic links to a file that comes later."""
+    """Every image is a chain of two symbolic links to a later file."""
     links: list[tuple[str, bytes | tuple[bytes, str]]] = []
     pool: list[tuple[str, bytes | tuple[bytes, str]]] = []
     for i, (name, content) in enumerate(sorted(files.items())):
@@ -113,7 +113,7 @@ def as_symlinks(files: Tree, out: Path) -> str:
 
 
 def as_shards(files: Tree, out: Path) -> str:
-    """Two archives, the second of which may hold other classes."""
+    """Two archives; the second may have other classes."""
     whole = sorted(files.items())
     for number, part in enumerate((whole[: len(whole) // 2], whole[len(whole) // 2 :])):
         packed(out / f"x-{number}.tar", part)
@@ -124,7 +124,7 @@ TREES: tuple[Callable[[Tree, Path], str], ...] = (
     as_folder, as_tar, as_dotted_tar, as_hard_links, as_symlinks, as_shards,
 )  # fmt: skip
 
-# Names of files; the class of each (None: no image), or what the refusal says.
+# Names of files; the class of each (None: not an image), or the error message.
 CASES: dict[str, tuple[dict[str, str | None], list[str] | str]] = {
     "class folders": ({"a/1.png": "a", "a/2.png": "a", "b/1.png": "b"}, []),
     "folders in class folders": ({"a/v/1.png": "a", "a/w/1.png": "a", "a/2.png": "a", "b/v/1.png": "b"}, ["nested"]),
@@ -215,7 +215,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("case", "form"), PAIRS)
 def test_the_same_images_are_read_alike_in_every_form(case: str, form: Callable[..., Any], tmp_path: Path) -> None:
-    """Class names, their order, the images and what is told of them."""
+    """Class names, their order, the images and the remarks."""
     names, expected = CASES[case]
     images = {name: label for name, label in names.items() if label is not None}
     order = sorted(set(images.values()), key=lambda one: (int(one) if one.isdecimal() else 0, one))
@@ -241,8 +241,8 @@ def test_the_same_images_are_read_alike_in_every_form(case: str, form: Callable[
 
 
 @pytest.mark.slow
-def test_equal_numbers_have_one_order_whatever_the_hash_seed() -> None:
-    """An order by value alone depends on PYTHONHASHSEED, which is another one in every process."""
+def test_equal_numbers_are_ordered_independently_of_the_hash_seed() -> None:
+    """An order by value only would depend on PYTHONHASHSEED, which differs between processes."""
     code = "from oodbench.data.loaders.layout import sort_classes; print(sort_classes({'0', '1', '01', '001', '10'}))"
     told = {
         subprocess.run(
@@ -257,7 +257,7 @@ def test_equal_numbers_have_one_order_whatever_the_hash_seed() -> None:
     assert told == {"('0', '001', '01', '1', '10')\n"}
 
 
-# Labels: what a number means
+# Labels: the meaning of a number
 
 
 @pytest.mark.parametrize("form", LABELLED)
@@ -276,7 +276,7 @@ def test_equal_numbers_have_one_order_whatever_the_hash_seed() -> None:
 def test_a_label_means_the_same_in_every_form(
     labels: list[int], names: str, expected: list[str] | str, form: Callable[..., tuple[str, str]], tmp_path: Path
 ) -> None:
-    """A label is the index of a class name, from 0; one without a name is refused, a name without images is told."""
+    """A label is a class index, from 0; a label without a name is refused, a name without images is reported."""
     reference, classes = form(labels, names.split(), tmp_path)
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
@@ -288,7 +288,7 @@ def test_a_label_means_the_same_in_every_form(
     assert kinds(found) == expected and seen(listed(reference, labelled=False)) == [("", i) for i in range(4)]
 
 
-# What is seen and told, and what is refused
+# Remarks and errors
 
 
 def told(found: ImageSet, kind: str) -> layout.Remark:
@@ -297,7 +297,7 @@ def told(found: ImageSet, kind: str) -> layout.Remark:
 
 
 def test_links_in_an_archive_are_followed_as_in_a_folder(tmp_path: Path) -> None:
-    """Links to folders, links in linked folders, a folder that holds a link to itself."""
+    """Links to folders, links in linked folders, a folder with a link to itself."""
     plain: list[tuple[str, bytes | tuple[bytes, str]]] = [("a/v/1.png", colour(1)), ("b/2.png", colour(2))]
     links = [
         ("a/up", ".."),
@@ -323,16 +323,16 @@ def test_links_in_an_archive_are_followed_as_in_a_folder(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("kind", "target", "said"),
     [
-        (tarfile.SYMTYPE, "gone.png", "is a link to gone.png, which leads to nothing in the archive"),
-        (tarfile.LNKTYPE, "1.png", "is a link to 1.png, which leads to nothing"),
-        (tarfile.SYMTYPE, "/a/1.png", "which leads out of the archive"),
-        (tarfile.SYMTYPE, "../../a/1.png", "which leads out of the archive"),
-        (tarfile.LNKTYPE, "../a/1.png", "which leads out of the archive"),
-        (tarfile.SYMTYPE, "z.png", "which leads in a circle"),
-        (tarfile.SYMTYPE, "y.png", "which leads in a circle"),
+        (tarfile.SYMTYPE, "gone.png", "is a link to gone.png, which points to nothing in the archive"),
+        (tarfile.LNKTYPE, "1.png", "is a link to 1.png, which points to nothing"),
+        (tarfile.SYMTYPE, "/a/1.png", "which points outside the archive"),
+        (tarfile.SYMTYPE, "../../a/1.png", "which points outside the archive"),
+        (tarfile.LNKTYPE, "../a/1.png", "which points outside the archive"),
+        (tarfile.SYMTYPE, "z.png", "which is circular"),
+        (tarfile.SYMTYPE, "y.png", "which is circular"),
     ],
 )
-def test_links_that_lead_nowhere_are_named(kind: bytes, target: str, said: str, tmp_path: Path) -> None:
+def test_broken_links_are_named(kind: bytes, target: str, said: str, tmp_path: Path) -> None:
     members: list[tuple[str, bytes | tuple[bytes, str]]] = [
         ("a/1.png", colour(1)), ("a/z.png", (kind, target)), ("a/y.png", (tarfile.SYMTYPE, "z.png")),
     ]  # fmt: skip
@@ -342,7 +342,7 @@ def test_links_that_lead_nowhere_are_named(kind: bytes, target: str, said: str, 
     assert len(listed(packed(tmp_path / "x.tar", text))) == 1  # type: ignore[arg-type]
 
 
-def test_links_to_folders_cannot_multiply_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_to_folders_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("oodbench.data.loaders.tar_links._MAX_LINKED", 1000)
     members: list[tuple[str, bytes | tuple[bytes, str]]] = [("f0/1.png", colour(1))]
     members += [(f"f{i}/{side}", (tarfile.SYMTYPE, f"../f{i - 1}")) for i in range(1, 30) for side in "ab"]
@@ -372,7 +372,7 @@ def test_a_key_of_webdataset_has_one_image(tmp_path: Path, monkeypatch: pytest.M
         listed(packed(tmp_path / "dots.tar", dots))
 
 
-def test_texts_beside_images_are_labels_only_where_all_are_numbers(tmp_path: Path) -> None:
+def test_text_sidecars_are_labels_only_if_all_are_numbers(tmp_path: Path) -> None:
     captions = [
         (f"{c}/{i}.{end}", part) for i, c in enumerate("ab") for end, part in (("png", colour(i)), ("txt", b"a cab"))
     ]
@@ -382,7 +382,7 @@ def test_texts_beside_images_are_labels_only_where_all_are_numbers(tmp_path: Pat
     assert listed(packed(tmp_path / "z.tar", [("read me.txt", b"hello"), ("a/1.png", colour(0))])).folders == ("a",)
 
 
-def test_files_of_a_table_that_order_class_names_otherwise_are_matched_by_name(tmp_path: Path) -> None:
+def test_files_with_another_class_order_are_matched_by_name(tmp_path: Path) -> None:
     write_parquet(tmp_path / "t/0.parquet", [0, 1, 2], ["cat", "dog", "elk"], [0, 1, 2])
     write_parquet(tmp_path / "t/1.parquet", [0, 1, 2], ["elk", "cat", "dog"], [3, 4, 5])
     found = listed(f"hf:{tmp_path / 't'}")
@@ -390,7 +390,7 @@ def test_files_of_a_table_that_order_class_names_otherwise_are_matched_by_name(t
     assert "1.parquet: labels are matched by name" in told(found, "class-order").message
     for names in (["elk", "cat", "cow"], [], ["elk", "cat", "dog", "yak"]):
         write_parquet(tmp_path / "t/1.parquet", [0, 1, 2], names, [3, 4, 5])
-        with pytest.raises(UserError, match=r"1\.parquet names other classes than the first file"):
+        with pytest.raises(UserError, match=r"1\.parquet and the first file have different classes"):
             listed(f"hf:{tmp_path / 't'}")
     write_parquet(tmp_path / "t/1.parquet", [0, 1, 3], ["elk", "cat", "dog"], [3, 4, 5])
     with pytest.raises(UserError, match="has the label 3, but there are 3 class names"):
@@ -405,11 +405,11 @@ def test_files_of_a_table_that_order_class_names_otherwise_are_matched_by_name(t
     [
         ([[[[0.5] * 3] * 4] * 4], "no column of .* holds images"),
         ([[{"bytes": b"x"}]], "no column of .* holds images"),
-        ([{"bytes": None, "path": "far/1.png"}], "row 0 names the file far/1.png and does not hold it"),
+        ([{"bytes": None, "path": "far/1.png"}], "row 0 names the file far/1.png but does not contain it"),
     ],
 )
-def test_cells_that_hold_no_image(cells: list[object], said: str, tmp_path: Path) -> None:
-    """Pixels from 0 to 1 became black images; lists of images one image; a path what it led to."""
+def test_cells_without_an_image(cells: list[object], said: str, tmp_path: Path) -> None:
+    """Without the check, pixels from 0 to 1 would be black, lists of images one image, and paths would be opened."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -427,13 +427,13 @@ def test_cells_that_hold_no_image(cells: list[object], said: str, tmp_path: Path
     [
         ({"x": np.zeros((9, 8, 3), np.uint8)}, r"\[9, 8, 3\]: one colour image, or grey images\?"),
         ({"x": np.zeros((3, 9, 8), np.uint8)}, r"\[3, 9, 8\]: one colour image, or grey images\?"),
-        ({"x": np.zeros((5, 3, 9, 8), np.uint8)}, r"\[n 3 h w\] is written as \[n h w 3\]"),
-        ({"x": np.zeros((5, 9, 8, 3), np.float32)}, "values are whole numbers from 0 to 255"),
-        ({"x": np.zeros((5, 9, 8, 3), np.uint16)}, "values are whole numbers from 0 to 255"),
+        ({"x": np.zeros((5, 3, 9, 8), np.uint8)}, r"convert \[n 3 h w\] to \[n h w 3\]"),
+        ({"x": np.zeros((5, 9, 8, 3), np.float32)}, "values must be integers from 0 to 255"),
+        ({"x": np.zeros((5, 9, 8, 3), np.uint16)}, "values must be integers from 0 to 255"),
         ({"x": np.zeros((5, 9, 8, 3), np.float32), "masks": np.zeros((5, 9, 8), np.uint8)}, "must hold one array"),
     ],
 )
-def test_arrays_that_may_be_something_else(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_ambiguous_arrays_are_refused(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(UserError, match=said):
         listed(f"arrays:{tmp_path / 'x.npz'}", labelled=False)
@@ -449,12 +449,12 @@ def test_images_of_a_list_are_not_taken_from_another_folder(tmp_path: Path) -> N
     (tmp_path / "test.txt").write_text(lines)
     assert listed(f"list:{tmp_path}/test.txt@{tmp_path}/pets").total == 4
     (tmp_path / "whole.txt").write_text(lines.replace("cat/", "pets/cat/").replace("dog/", "pets/dog/"))
-    assert listed(f"list:{tmp_path}/whole.txt@{tmp_path}/pets").total == 4  # the folder may be named by both
-    with pytest.raises(UserError, match="none of the 4 images that"):
+    assert listed(f"list:{tmp_path}/whole.txt@{tmp_path}/pets").total == 4  # both may name the folder
+    with pytest.raises(UserError, match="none of the 4 images in"):
         listed(f"list:{tmp_path}/test.txt@{tmp_path}/pets/cat")
 
 
-def test_an_image_that_a_list_names_twice_is_told_or_refused(tmp_path: Path) -> None:
+def test_an_image_listed_twice_is_reported_or_refused(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(colour(i))
     path = tmp_path / "x.txt"
@@ -474,21 +474,21 @@ def test_an_image_that_a_list_names_twice_is_told_or_refused(tmp_path: Path) -> 
         ("1.png,0", "has commas or semicolons"),
         ('"1.png" 0', "has quotes"),
         ("1.png 0 7", "has more than two columns"),
-        ("1.png cat", "ends in 'cat', which is no whole number"),
+        ("1.png cat", "ends in 'cat', which is not an integer"),
         ("a\\1.png 0", "has backslashes, where paths have /"),
-        ("/x/1.png 0", "'/x/1.png' is an absolute path; paths start from the list's root"),
-        ("a/../1.png 0", r"leads out of the list's root by '\.\.'"),
-        ("2.png 0", r"none of the 1 images that .*x\.txt names exists: no .*/2\.png$"),
+        ("/x/1.png 0", "'/x/1.png' is an absolute path; paths must be relative to a root"),
+        ("a/../1.png 0", r"leaves the list's root by '\.\.'"),
+        ("2.png 0", r"none of the 1 images in .*x\.txt exists: no .*/2\.png$"),
     ],
 )
-def test_a_line_of_another_format_is_shown(line: str, said: str, tmp_path: Path) -> None:
+def test_a_line_in_another_format_is_shown(line: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(colour(1))
     (tmp_path / "x.txt").write_text(f"{line}\n")
     with pytest.raises(UserError, match=said):
         listed(f"list:{tmp_path / 'x.txt'}", labelled=False)
 
 
-def test_lines_end_where_editors_end_them(tmp_path: Path) -> None:
+def test_unicode_line_separators_do_not_end_lines(tmp_path: Path) -> None:
     """str.splitlines also ends lines at form feeds, U+0085 and U+2028, which file names and class names may hold."""
     odd = ["a\u2028b.png", "c\x85d.png", "e\x0cf.png"]
     for i, name in enumerate(odd):
@@ -507,8 +507,8 @@ def test_a_class_name_may_begin_with_a_number_sign(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_names_that_the_tokenizer_does_not_tell_apart() -> None:
-    """Held against what open_clip's tokenizer makes of them."""
+def test_names_that_the_tokenizer_does_not_distinguish() -> None:
+    """Compared with open_clip's tokenizer."""
     from open_clip.tokenizer import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()
@@ -532,7 +532,7 @@ def test_names_that_the_tokenizer_does_not_tell_apart() -> None:
             ), (one, other)
 
 
-def test_class_names_that_give_one_prompt_are_told() -> None:
+def test_class_names_with_equal_prompts_are_reported() -> None:
     names = ["Anchor", "anchor", "cat", "caf\u00e9", "cafe\u0301", "a  b", "a b", "x &amp; y", "x & y", "cafe"]
     (remark,) = layout.same_prompt_remarks(names)
     assert remark.count == 4 and remark.examples[1] == "'caf\\xe9' = 'cafe\\u0301'"
@@ -541,7 +541,7 @@ def test_class_names_that_give_one_prompt_are_told() -> None:
 
 @pytest.mark.parametrize("kind", ["fifo", "link to a fifo", "link to a device", "socket"])
 def test_only_regular_files_are_opened(kind: str, tmp_path: Path) -> None:
-    """A FIFO is waited for without end, and a device may have no end."""
+    """Opening a FIFO blocks, and a device may be endless."""
     files = as_folder(tree(["a/1.png", "b/2.png"]), tmp_path)
     odd = tmp_path / "tree/a/x.png"
     if kind == "socket":
@@ -566,12 +566,12 @@ def test_only_regular_files_are_opened(kind: str, tmp_path: Path) -> None:
         found.reader.read("a/x.png")  # as when it takes the place of an image after the listing
     with pytest.raises(UserError, match="no class list"):
         prompts.class_names(str(odd))
-    with pytest.raises(UserError, match=r"x\.png is no file"):
+    with pytest.raises(UserError, match=r"x\.png is not a file"):
         catalogue.read_dataset(odd)
 
 
-def test_the_first_images_are_looked_at_for_more_than_8_bits(tmp_path: Path) -> None:
-    """open_clip makes 16-bit images white and floats from 0 to 1 black: nothing of them is left."""
+def test_the_first_images_are_checked_for_more_than_8_bits(tmp_path: Path) -> None:
+    """open_clip converts 16-bit images to white and floats from 0 to 1 to black."""
     ramp = np.arange(64).reshape(8, 8)
     for number, (factor, kind, flat) in enumerate(
         [(1000, np.uint16, True), (1 / 64, np.float32, True), (3, np.uint16, False)]
@@ -588,7 +588,7 @@ def test_the_first_images_are_looked_at_for_more_than_8_bits(tmp_path: Path) -> 
 def test_images_that_become_constant_are_logged_when_they_are_decoded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those beyond the first few, too, which a plan does not look at."""
+    """Also images beyond the first few, which a plan does not check."""
     import torch
 
     (tmp_path / "x").mkdir()
@@ -631,13 +631,13 @@ def test_a_benchmark_of_another_set_runs_the_set_that_was_named(
     ("reference", "said"),
     [
         ("folder:nope", r"was not found at .*/nope, which does not exist"),
-        ("folder:x.txt", r"was not found at .*/x\.txt: that is a file, no folder"),
+        ("folder:x.txt", r"was not found at .*/x\.txt: that is a file, not a folder"),
         ("tar:here", r"was not found at .*/here: that is a folder"),
-        ("hf:data/*.parquet", "hf: takes a file, a folder or a name on the hub, no pattern"),
+        ("hf:data/*.parquet", "hf: takes a file, a folder or a name on the Hub, not a pattern"),
         ("nope", r"no dataset 'nope'; known: .{20,200} and \d+ more"),
     ],
 )
-def test_what_is_not_there_is_said_in_a_line(
+def test_missing_sets_are_reported_in_one_line(
     reference: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -662,7 +662,7 @@ def test_files_of_a_table_need_the_same_two_columns(tmp_path: Path) -> None:
             listed(f"hf:{tmp_path / 't'}")
 
 
-def test_a_split_that_nobody_named_is_told(tmp_path: Path) -> None:
+def test_a_default_split_is_reported(tmp_path: Path) -> None:
     for name in ("test-0", "train-0", "train-1"):
         write_parquet(tmp_path / f"t/{name}.parquet", [0, 1], [], [0, 1])
     found = listed(f"hf:{tmp_path / 't'}")
@@ -671,8 +671,8 @@ def test_a_split_that_nobody_named_is_told(tmp_path: Path) -> None:
     assert len(listed(named)) == 4 and not listed(named).remarks
 
 
-def test_advice_that_is_followed_works(tmp_path: Path) -> None:
-    """A list of another digest is refused, with the reference that reads it all the same."""
+def test_following_the_advice_works(tmp_path: Path) -> None:
+    """A list with another digest is refused, with the reference that reads it anyway."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/1.png").write_bytes(colour(1))
     (tmp_path / "lists").mkdir()
@@ -680,10 +680,10 @@ def test_advice_that_is_followed_works(tmp_path: Path) -> None:
     one = Dataset("x", "X", "list", "photos", list="lists/x.txt", digest="0" * 64)
     with pytest.raises(UserError, match="is not the list of the protocol") as caught:
         load_images(one, LoadOptions(tmp_path, Store(tmp_path / "store")), labelled=True)
-    assert listed(str(caught.value).rpartition("run on it as ")[2]).names == ("1.png",)
+    assert listed(str(caught.value).rpartition("use it as ")[2]).names == ("1.png",)
 
 
-def test_a_row_that_is_no_text_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_row_that_is_not_text_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from oodbench.results import rows
 
     (tmp_path / "row.json").write_bytes(b"\xff{}")

@@ -1,4 +1,4 @@
-"""Loaders: the same images from every kind of place give the same pixels, labels and errors."""
+"""Loaders: the same images from every kind of place have the same pixels, labels and errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def listed(dataset: str | Dataset, labelled: bool = False, data: Path = Path(), 
 
 
 def pixels(found: ImageSet) -> list[Any]:
-    """Every image as RGB, read by threads as a run reads them."""
+    """Every image as RGB, read by threads as in a run."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(lambda i: np.asarray(found.read(i).convert("RGB")), range(len(found))))
 
@@ -107,7 +107,7 @@ def as_parquet(photos: Path, out: Path) -> str:
 
 
 def as_saved(photos: Path, out: Path) -> str:
-    """What Hugging Face's save_to_disk writes: a folder per split, arrow streams in it."""
+    """The output of Hugging Face's save_to_disk: a folder with arrow streams per split."""
     import pyarrow as pa
 
     (out / "saved/test").mkdir(parents=True)
@@ -149,7 +149,7 @@ def test_every_loader_gives_the_same_images(photos: Path, tmp_path: Path, form: 
     assert len(found.limit(7)) == 7 and found.limit(7).read(1).size == (128, 128)
 
 
-def test_torchvision_s_sets_are_read(photos: Path, tmp_path: Path) -> None:
+def test_torchvision_datasets_are_read(photos: Path, tmp_path: Path) -> None:
     one = Dataset("mine", "Mine", "torchvision", "photos", source="ImageFolder")
     found = listed(one, labelled=True, data=photos.parent)
     expected = listed(f"folder:{photos}", labelled=True)
@@ -165,8 +165,8 @@ def test_torchvision_s_sets_are_read(photos: Path, tmp_path: Path) -> None:
         listed(Dataset("x", "X", "torchvision", "svhn", source="CIFAR11"), data=tmp_path)
 
 
-def test_splits_in_one_folder_are_told_apart(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both number their images from 0 on the same files: their embeddings must not be mixed up."""
+def test_splits_in_one_folder_are_distinguished(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both number images from 0 in the same files: their embeddings must not be confused."""
     import torchvision.datasets as known
 
     class Halves(known.ImageFolder):  # type: ignore[misc]
@@ -186,8 +186,8 @@ def test_splits_in_one_folder_are_told_apart(photos: Path, monkeypatch: pytest.M
     [
         ("ImageFolder", "test", "ImageFolder has no splits; remove 'test'"),
         ("MNIST", "validation", "MNIST has no split 'validation'; it has train and test"),
-        ("CocoDetection", "", "CocoDetection needs annFile, too"),
-        ("FakeData", "", "FakeData reads no folder"),
+        ("CocoDetection", "", "CocoDetection also needs annFile"),
+        ("FakeData", "", "FakeData does not read a folder"),
     ],
 )
 def test_a_split_that_torchvision_does_not_know_is_refused(photos: Path, source: str, split: str, said: str) -> None:
@@ -195,7 +195,7 @@ def test_a_split_that_torchvision_does_not_know_is_refused(photos: Path, source:
         listed(Dataset("x", "X", "torchvision", "photos", source=source, split=split), data=photos.parent)
 
 
-def test_arrays_of_one_file_are_told_apart(tmp_path: Path) -> None:
+def test_arrays_in_one_file_are_distinguished(tmp_path: Path) -> None:
     """Two splits of a file are two sets, which may be ID and OOD; the same array is the same images."""
     images = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
     np.savez(tmp_path / "two.npz", train_images=images[0], test_images=images[1], train_labels=np.array([0, 1, -1]))
@@ -234,7 +234,7 @@ def test_splits_of_tables_are_found_by_file_and_folder(photos: Path, tmp_path: P
     sets.check_folders(train, [test])
     with pytest.raises(UserError, match="share images"):
         sets.check_folders(test, [listed(one)])
-    with pytest.raises(UserError, match="is of split 'validation'"):
+    with pytest.raises(UserError, match="belongs to split 'validation'"):
         listed(dataclasses.replace(one, split="validation"))
 
 
@@ -299,18 +299,18 @@ def test_cifar_as_torchvision_lays_it_out(shared: Path, tmp_path: Path, monkeypa
     [
         ("list:none.txt", "its image list .*none.txt does not exist"),
         ("list:empty.txt", "image list .*empty.txt is empty"),
-        ("list:outside.txt", "line 1: '../x.png' leads out of the list's root"),
-        ("list:half.txt", "line 2: the label of 'b.png 0.5' is no whole number"),
+        ("list:outside.txt", "line 1: '../x.png' leaves the list's root"),
+        ("list:half.txt", "line 2: the label of 'b.png 0.5' is not an integer"),
         ("list:dashes.txt", r"no .*b\.png --5"),
-        ("list:nul.txt", "line 1: .* is no path"),
+        ("list:nul.txt", "line 1: .* is not a path"),
         ("list:gone.txt", r"holds no images|gone\.png"),
         ("list:partly.txt", r"gone\.png does not exist \(1 of 2 images"),
         ("tar:none.tar", "was not found at .*none.tar"),
         ("tar:none-*.tar", "no file matches"),
         ("tar:a{1.tar", "braces do not match"),
-        ("tar:a{x..y}.tar", "is no range of numbers"),
+        ("tar:a{x..y}.tar", "is not a range of numbers"),
         ("tar:hollow.tar", "holds no images"),
-        ("hf:none.parquet", "is no folder or parquet file here; .*pip install"),
+        ("hf:none.parquet", "is not a folder or parquet file here; .*pip install"),
         ("hf:torn.parquet", "torn.parquet cannot be read"),
         ("hf:empty", "holds no .parquet or .arrow file"),
         ("hf:words.parquet", r"no column of .* holds images .*; it has word \(string\)"),
@@ -378,7 +378,7 @@ def test_a_list_is_the_protocol_s_or_refused(shared: Path, tmp_path: Path) -> No
     ):
         listed("textures-5160", data=tmp_path)
     raw = gzip.decompress((shared / "data/lists/openood/test_textures.txt.gz").read_bytes())
-    place.write_bytes(raw.replace(b"\n", b"\r\n"))  # line ends do not count
+    place.write_bytes(raw.replace(b"\n", b"\r\n"))  # line endings do not matter
     found = listed("textures-5160", data=tmp_path)
     assert 0 < len(found) < 400 and len(found) + len(found.absent) == 5160
     assert found.origins[0].source.dataset.name == "textures" and found.folder == tmp_path / "dtd/images"
@@ -420,7 +420,7 @@ def test_a_damaged_archive_is_named_with_its_last_good_member(shared: Path, tmp_
     refused(bytes(damaged), f"truncated or corrupt after member {last}")
     refused(b"", "before its first member")
     refused(b"no archive at all" * 100, "before its first member")
-    refused(gzip.compress(whole[:10_000]), "is compressed, which cannot be read out of order; unpack it")
+    refused(gzip.compress(whole[:10_000]), "is compressed, so it does not allow random access; unpack it")
     path.write_bytes(whole[: at + 10])
     with pytest.raises(UserError, match=rf"x\.tar ends within member {good[50].name}"):
         read_member(path, good[50])

@@ -1,4 +1,4 @@
-"""Class folders that do not lie directly in the root: recognised, or refused with references that can be pasted."""
+"""Class folders that are not directly in the root are recognised, or refused with references to paste."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def remarks(*names: str) -> str:
     return " ".join(one.message for one in classes_by_folder(names, place=PLACE).remarks)
 
 
-def test_folders_by_letter_are_no_classes() -> None:
+def test_folders_by_letter_are_not_classes() -> None:
     assert classes("a/abbey/1.jpg", "a/attic/2.jpg", "b/bar/3.jpg", "a/abbey/4.jpg") == {
         "a/abbey/1.jpg": "abbey", "a/attic/2.jpg": "attic", "b/bar/3.jpg": "bar", "a/abbey/4.jpg": "abbey",
     }  # fmt: skip
     places = ("a/abbey/1.jpg", "c/church/indoor/2.jpg", "c/church/outdoor/3.jpg")
     assert list(classes(*places).values()) == ["abbey", "church/indoor", "church/outdoor"]
     assert "the folders a, c sort the class folders by letter: abbey, church/indoor" in remarks(*places)
-    both = ("A/abbey/1.jpg", "C/Church/2.jpg", "C/Church/indoor/3.jpg")  # images beside a folder: that is no class
+    both = ("A/abbey/1.jpg", "C/Church/2.jpg", "C/Church/indoor/3.jpg")  # images next to a folder that is not a class
     assert list(classes(*both).values()) == ["abbey", "Church", "Church"]
     assert list(classes("data/a/abbey/1.jpg", "data/b/bar/2.jpg").values()) == ["abbey", "bar"]
 
 
 def test_letters_may_be_classes() -> None:
-    """Of an alphabet: images are in the letters, or folders in them have other names."""
+    """Letters as classes: they contain images, or folders with other initials."""
     for names in (("a/1.jpg", "b/2.jpg"), ("a/v/1.jpg", "b/w/2.jpg"), ("a/a1/1.jpg", "b/w/2.jpg")):
         assert list(classes(*names).values()) == ["a", "b"]
     with pytest.raises(Unlabelled, match=r"a, b sort class folders by letter, but b/2\.jpg is in none \(1 of 2 images"):
@@ -61,7 +61,7 @@ def test_letters_may_be_classes() -> None:
         (("train/cat/1.png", "test/dog/1.png"), ["test", "train"]),
     ],
 )
-def test_splits_are_refused_with_what_to_paste(names: tuple[str, ...], pasted: list[str]) -> None:
+def test_splits_are_refused_with_a_reference_to_paste(names: tuple[str, ...], pasted: list[str]) -> None:
     with pytest.raises(UserError, match="are splits or parts of a set, not classes; name one of them: ") as refused:
         classes(*names)
     said = str(refused.value).partition("name one of them: ")[2]
@@ -85,12 +85,12 @@ def test_splits_without_folders_and_in_archives_are_refused() -> None:
         (("cat/1.png", "x.png"), r"move such images away, or into class folders"),
     ],
 )
-def test_images_in_no_folder_are_refused_with_a_way_out(names: tuple[str, ...], said: str) -> None:
+def test_images_outside_folders_are_refused_with_advice(names: tuple[str, ...], said: str) -> None:
     with pytest.raises(Unlabelled, match=said):
         classes(*names)
 
 
-def test_what_may_lie_deeper_is_told_with_what_to_paste() -> None:
+def test_deeper_class_folders_are_suggested_with_a_reference() -> None:
     superclasses = ("animals/cat/1.png", "animals/dog/2.png", "cars/van/3.png")
     assert list(classes(*superclasses).values()) == ["animals", "animals", "cars"]
     assert "if the classes are one folder deeper, name them 'folder:/data/x/*'" in remarks(*superclasses)
@@ -99,14 +99,14 @@ def test_what_may_lie_deeper_is_told_with_what_to_paste() -> None:
     assert "images in images, masks count alike" in said and "/*" not in said
 
 
-def test_splits_are_no_classes_at_any_depth() -> None:
+def test_splits_are_not_classes_at_any_depth() -> None:
     with pytest.raises(UserError, match=r"\(test, train\) are splits or parts of a set, .* are higher: folder:/data/x"):
         classes_by_folder(("cat/train/1.png", "dog/test/2.png"), place=ClassPlace("folder:/data/x", 2))
 
 
 @pytest.fixture
 def merged(tmp_path: Path) -> Path:
-    """A folder with a blank in its name, with splits, hidden folders of several systems, and an empty class folder."""
+    """A folder with a blank in its name, splits, hidden folders of several systems, and an empty class folder."""
     names = ["Training/no_tumor/1", "Training/glioma/2", "Testing/glioma/3", "Testing/no_tumor/4"]
     hidden = ["__MACOSX/Training/glioma/._2", ".ipynb_checkpoints/5", "Testing/glioma/.ipynb_checkpoints/6"]
     for number, name in enumerate([*names, *hidden]):

@@ -1,4 +1,4 @@
-"""Sets and benchmarks of the user's own: declared by a command, found by every other, refused when they do not fit."""
+"""A user's sets and benchmarks: declared by a command, found by every other, refused if they are invalid."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_a_training_set_is_declared_with_its_id_set(place: Path) -> None:
     assert one.train == f"folder:{place}/land/train"
     assert select_sets(["land"]).calibrations["land"].path == f"{place}/land/train"
     (place / "land/train/Forest").rename(place / "land/train/Wood")
-    with pytest.raises(UserError, match="other classes than 'town': 2 instead of 2; it lacks Forest; it has Wood bes"):
+    with pytest.raises(UserError, match="other classes than 'town': 2 instead of 2; it lacks Forest; it also has Wood"):
         add_dataset(
             "town", {"loader": "classes", "path": "land/test", "train": "folder:land/train"}, Store(place / "s")
         )
     assert "town" not in catalogue.datasets() and not (place / "config/datasets/town.toml").exists()
 
 
-def test_a_benchmark_of_one_s_own_is_found_as_a_shipped_one(place: Path) -> None:
+def test_a_user_benchmark_is_found_like_a_shipped_one(place: Path) -> None:
     land(place)
     sets = Benchmark("", "Land", "land", near=("folder:others",), far=("dtd",), calibration="folder:land/train")
     file = add_benchmark("land-use", sets)
@@ -103,10 +103,10 @@ def test_benchmarks_that_do_not_fit_are_refused(name: str, sets: dict[str, str],
     assert not (place / "config/benchmarks").exists()
 
 
-def test_a_file_cannot_give_a_name_a_second_meaning(place: Path) -> None:
+def test_names_cannot_be_redefined(place: Path) -> None:
     folder = place / "config/benchmarks"
     folder.mkdir(parents=True)
-    for name, said in (("mos", r"'mos' is declared twice: in .*mos\.toml and"), ("sun", "'sun' is a dataset, and not")):
+    for name, said in (("mos", r"'mos' is declared twice: in .*mos\.toml and"), ("sun", "'sun' is a dataset, but not")):
         (folder / f"{name}.toml").write_text('title = "x"\nid = "glyphs"\nood = ["dtd"]\n')
         with pytest.raises(UserError, match=said):
             catalogue.benchmarks()
@@ -115,7 +115,7 @@ def test_a_file_cannot_give_a_name_a_second_meaning(place: Path) -> None:
     assert "mos" in catalogue.benchmarks()
 
 
-def test_calibration_images_are_others_of_the_same_classes(place: Path) -> None:
+def test_calibration_images_are_different_images_of_the_same_classes(place: Path) -> None:
     def listed(reference: str) -> object:
         return load_images(catalogue.dataset(reference), LoadOptions(Path(), Store(place / "store")), labelled=True)
 
@@ -169,7 +169,7 @@ def test_class_names_become_words(names: list[str], words: list[str]) -> None:
     assert list(clean_names(words)) == words  # nothing is left to do
 
 
-def test_words_are_offered_and_printed(place: Path, cli: Cli) -> None:
+def test_clean_names_are_suggested_and_printed(place: Path, cli: Cli) -> None:
     (place / "land/test/River").rename(place / "land/test/SeaLake")
     run = (
         "run",
@@ -184,7 +184,7 @@ def test_words_are_offered_and_printed(place: Path, cli: Cli) -> None:
         "--dry-run",
     )
     offered = cli(*run)
-    assert "1 class names are no words; --clean-names takes SeaLake as sea lake" in offered.stderr
+    assert "1 class names are not words; --clean-names uses SeaLake as sea lake" in offered.stderr
     assert "classes    2 from 'folders'\n" in offered.stdout
     taken = cli(*run, "--clean-names")
     assert "note: folder:land/test: class names as words: forest (Forest), sea lake (SeaLake)\n" in taken.stderr

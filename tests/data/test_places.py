@@ -1,4 +1,4 @@
-"""Where sets are found: every layout that people have is the same set, and a place can be bound to a name."""
+"""Places of sets: all common layouts are the same set, and a place can be bound to a name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 def jpeg(i: int) -> bytes:
-    """An image whose size in bytes and pixels tells which it is."""
+    """An image that is identified by its size in bytes and pixels."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8 + i), (i, 0, 0)).save(file, "JPEG", comment=b"x" * i)
     return file.getvalue()
@@ -51,7 +51,7 @@ SORTED = tuple(f"{wnids()[validation_classes()[i - 1]]}/{image_name(i)}" for i i
 
 
 def pack(path: Path) -> None:
-    """The archive in another order than that of the names."""
+    """The archive with members in an order other than that of the names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for i in range(N, 0, -1):
@@ -61,7 +61,7 @@ def pack(path: Path) -> None:
 
 
 def table(folder: Path, shift: int = 0, split: str = "validation") -> None:
-    """As on the hub: parquet files of several splits, file names with the class folder."""
+    """As on the Hub: parquet files of several splits, file names with the class folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -108,7 +108,7 @@ def test_imagenet_is_one_set_in_every_layout(layout: str, tmp_path: Path) -> Non
     heights = [found.read(i).height - 8 for i in range(N)]
     assert [image_name(i) for i in heights] == [name[10:] for name in found.names], "each name has its image"
     assert listed("imagenet1k", tmp_path / "data").names == found.names
-    if "hub" not in layout:  # whose tables do not say how large a file was
+    if "hub" not in layout:  # its tables do not record file sizes
         assert found.digest == reference.digest
     strict = [listed("imagenet1k", tmp_path / one, strict=True).digest for one in ("data", "reference")]
     assert strict[0] == strict[1] != found.digest
@@ -145,7 +145,7 @@ def test_ood_sets_are_one_set_in_every_layout(name: str, layout: str, tmp_path: 
 
 
 def test_a_part_is_found_in_a_flattened_set(tmp_path: Path) -> None:
-    """OpenOOD's list of Textures names class folders, which NegLabel's copy does not have."""
+    """OpenOOD's list of Textures has class folders, which NegLabel's copy does not have."""
     part = dataclasses.replace(catalog.dataset("textures-5160"), digest="unknown")
     put(tmp_path / "ood_data/Textures/dtd/images_collate", "banded_0001.jpg", "polka-dotted_0012.jpg", "lined_0003.jpg")
     (tmp_path / "data/benchmark_imglist/imagenet").mkdir(parents=True)
@@ -157,7 +157,7 @@ def test_a_part_is_found_in_a_flattened_set(tmp_path: Path) -> None:
 
 def test_a_flattened_set_has_its_own_files_only(tmp_path: Path) -> None:
     put(tmp_path / "Textures", "banded_0001.jpg", "holiday.jpg")
-    with pytest.raises(UserError, match=r"Textures is not the flattened set: holiday\.jpg is none of its files"):
+    with pytest.raises(UserError, match=r"Textures is not the flattened set: it has no file holiday\.jpg"):
         listed("textures", tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_a_miscounted_set_is_refused_with_commands(layout: str, tmp_path: Path) 
     assert "oodbench datasets locate imagenet1k PATH" in str(error.value) and "--allow-partial" in str(error.value)
 
 
-def test_a_missing_set_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_a_missing_set_lists_the_places_tried(tmp_path: Path) -> None:
     with pytest.raises(Missing) as error:
         listed("sun", tmp_path)
     said = str(error.value)
@@ -181,7 +181,7 @@ def test_a_missing_set_says_where_it_was_looked_for(tmp_path: Path) -> None:
     assert f"oodbench datasets get sun --data {tmp_path} (or" in said and "oodbench datasets locate sun PATH" in said
 
 
-def test_the_first_of_several_places_is_used_and_the_others_are_told(tmp_path: Path) -> None:
+def test_the_first_of_several_places_is_used_and_the_others_are_reported(tmp_path: Path) -> None:
     put(tmp_path / "ood_data/SUN/images", "other.jpg")
     put(tmp_path / "SUN/images", "a.jpg")
     found = listed("sun", tmp_path)
@@ -194,7 +194,7 @@ def test_the_first_of_several_places_is_used_and_the_others_are_told(tmp_path: P
     assert not listed("sun", tmp_path).remarks, "nor is a link"
 
 
-def test_an_empty_folder_is_passed_over(tmp_path: Path) -> None:
+def test_an_empty_folder_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "imagenet1k/val").mkdir(parents=True)
     with pytest.raises(UserError, match="imagenet1k/val holds no images"):
         listed("imagenet1k", tmp_path)
@@ -208,7 +208,7 @@ def test_labels_of_a_table_must_be_those_of_its_names(tmp_path: Path) -> None:
         listed("imagenet1k", tmp_path, labelled=True)
 
 
-def test_a_table_without_file_names_is_known_by_its_labels(tmp_path: Path) -> None:
+def test_a_table_without_file_names_is_identified_by_its_labels(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -224,8 +224,8 @@ def test_a_table_without_file_names_is_known_by_its_labels(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ((*FLAT, "holiday.JPEG"), r"no validation images of ImageNet-1k .*, and are in no class folder: holiday\.JPEG"),
-        ((*FLAT, "n01440764/x.JPEG"), r"are in no class folder: n01440764/x\.JPEG"),
+        ((*FLAT, "holiday.JPEG"), r"not validation images of ImageNet-1k .* and not in a class folder: holiday\.JPEG"),
+        ((*FLAT, "n01440764/x.JPEG"), r"not in a class folder: n01440764/x\.JPEG"),
         ((*FLAT, FLAT[0].replace(".JPEG", "_n01751748.JPEG")), "are the same image, n01751748/"),
     ],
 )
@@ -235,10 +235,10 @@ def test_other_files_among_flat_images_are_refused(names: tuple[str, ...], said:
         listed("imagenet1k", tmp_path, labelled=True)
 
 
-def test_images_in_a_wrong_class_folder_are_told(tmp_path: Path) -> None:
+def test_images_in_a_wrong_class_folder_are_reported(tmp_path: Path) -> None:
     put(tmp_path / "imagenet1k/val", *SORTED[:-1], f"{SORTED[0][:9]}/{FLAT[-1]}")
     messages = [remark.message for remark in listed("imagenet1k", tmp_path, labelled=True).remarks]
-    assert f"1 validation images are in another class folder than theirs: {SORTED[0][:9]}/{FLAT[-1]}" in messages
+    assert f"1 validation images are in a wrong class folder: {SORTED[0][:9]}/{FLAT[-1]}" in messages
 
 
 @pytest.mark.parametrize("beside", ["imagenet1k", "imagenet1k/val"])
@@ -248,7 +248,7 @@ def test_the_list_of_flat_images_is_used_and_checked(beside: str, tmp_path: Path
     (tmp_path / beside / "val.txt").write_text("".join(lines))
     assert listed("imagenet1k", tmp_path, labelled=True).names == tuple(sorted(SORTED))
     (tmp_path / beside / "val.txt").write_text("".join([lines[0].replace(" 65", " 66"), *lines[1:]]))
-    with pytest.raises(UserError, match=r"val\.txt gives 1 of 12 images another class .*00000001\.JPEG first"):
+    with pytest.raises(UserError, match=r"val\.txt and .* disagree on the class of 1 of 12 .*00000001\.JPEG first"):
         listed("imagenet1k", tmp_path, labelled=True)
 
 
@@ -296,7 +296,7 @@ def test_bound_places_are_shown_and_forgotten(tmp_path: Path, cli: Cli) -> None:
     shutil.rmtree(tmp_path / 'my "photos"')
     with pytest.raises(Missing, match="it is bound to .*photos") as error:
         listed("sun", tmp_path / "data")
-    assert "oodbench datasets locate sun PATH binds another, --forget none" in str(error.value)
+    assert "oodbench datasets locate sun PATH binds another place, --forget none" in str(error.value)
     assert cli("datasets", "locate", "sun", "--forget").returncode == 0 and not bindings()
     assert listed("sun", tmp_path / "data").names == ("b.jpg",)
 
@@ -305,10 +305,10 @@ def test_bound_places_are_shown_and_forgotten(tmp_path: Path, cli: Cli) -> None:
     ("arguments", "said"),
     [
         (("mos", "."), "'mos' is a benchmark; bind its sets: oodbench datasets locate imagenet1k PATH; "),
-        (("imagenet10", "."), "made of other sets; bind them: oodbench datasets locate imagenet1k PATH"),
+        (("imagenet10", "."), "consists of other sets; bind them: oodbench datasets locate imagenet1k PATH"),
         (("imagenet1k-fs", "."), "oodbench datasets locate imagenet-v2-openood PATH"),
         (("glyphs", "."), "'glyphs' has no place: it is embedded"),
-        (("folder:x", "."), "is a set of your own"),
+        (("folder:x", "."), "is your own set"),
         (("sunn", "."), "no dataset 'sunn'; did you mean 'sun'"),
         (("sun", "nowhere"), "nowhere does not exist"),
         (("sun", "--forget"), "'sun' is not bound to a place; bound: nothing is"),
@@ -335,25 +335,25 @@ def test_a_set_by_list_is_bound_with_its_list_near_it(bound: str, tmp_path: Path
     assert found.names == ("ninco/b/2.jpg", "ninco/a/1.jpg") and [found.read(i).height for i in (0, 1)] == [10, 9]
 
 
-def test_a_bound_place_that_is_gone_is_told_before_anything_is_fetched(tmp_path: Path, cli: Cli) -> None:
+def test_a_missing_bound_place_is_reported_before_any_fetch(tmp_path: Path, cli: Cli) -> None:
     put(tmp_path / "disk/SUN/images", *(f"{i}.jpg" for i in range(3)))
     bound = cli("datasets", "locate", "sun", tmp_path / "disk", "--allow-partial")
     assert bound.returncode == 0, bound.stderr
     (tmp_path / "disk").rename(tmp_path / "away")
     (tmp_path / "SUN.tar.gz").write_bytes(b"not read")
     done = cli("datasets", "get", "sun", "--from", tmp_path / "SUN.tar.gz", "--data", tmp_path / "data")
-    assert done.returncode == 3 and f"it is bound to {tmp_path / 'disk'}, where it is not" in done.stdout
+    assert done.returncode == 3 and f"it is bound to {tmp_path / 'disk'} but not there" in done.stdout
     assert cli("datasets", "locate", "sun", "--forget").returncode == 0
 
 
-def test_a_damaged_file_of_places_is_told(tmp_path: Path, cli: Cli) -> None:
+def test_a_damaged_file_of_places_is_reported(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config/places.toml").write_text("sun = \n")
     done = cli("datasets", "locate", "sun")
     assert done.returncode == 2 and "places.toml" in done.stderr and "bind again" in done.stderr
 
 
-def test_layouts_of_the_catalogue_are_relative_and_no_other_sets() -> None:
+def test_layouts_of_the_catalogue_are_relative_and_distinct() -> None:
     declared = [(one.name, layout) for one in catalog.datasets().values() for layout in (one.path, *one.layouts)]
     parts = {one.name for one in catalog.datasets().values() if one.within or one.parts or one.loader == "list"}
     seen: dict[str, str] = {}
@@ -364,7 +364,7 @@ def test_layouts_of_the_catalogue_are_relative_and_no_other_sets() -> None:
 
 
 def test_get_sees_every_layout_and_unpacks_what_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is there is not fetched; --from sorts the archive into class folders even where a run reads it in place."""
+    """Existing sets are not fetched; --from sorts the archive into class folders even if a run reads it in place."""
     from oodbench.data import fetch, install
 
     pack(tmp_path / "data/ILSVRC2012_img_val.tar")

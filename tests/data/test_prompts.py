@@ -1,4 +1,4 @@
-"""Prompt sets and class-name lists: those shipped equal open_clip's, those of users are read with care."""
+"""Prompt sets and class-name lists: shipped ones equal open_clip's, users' files are validated."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
         prompts.class_names("~nobody-here/names.txt")
 
 
-def test_a_template_may_be_given_itself() -> None:
+def test_a_template_may_be_given_directly() -> None:
     assert prompts.templates("a {}!") == prompts.TextList("a {}!", ("a {}!",))
     with pytest.raises(UserError, match=r"template 'a \{\} and a \{\}' must contain \{\} once"):
         prompts.templates("a {} and a {}")

@@ -1,4 +1,4 @@
-"""Sets made of sets, protocols on partial data, sets of one's own: encoded once, named, skipped only when asked."""
+"""Derived sets, protocols on partial data, users' sets: encoded once, named, skipped only on request."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
 
 @pytest.fixture
 def declared(photos: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset]:
-    """`photos` in the catalogue, and sets made of it: by list, by classes, joined."""
+    """`photos` in the catalogue, and sets derived from it: by list, by classes, as unions."""
     names = [f"{p.parent.name}/{p.name}" for p in sorted((photos / "photos").rglob("*.jpg"))]
     odd = [f"elsewhere/{name} {name[6]}" for name in names[::-2]]  # another root, another order
     (photos / "odd.txt").write_text("\n".join(odd))
@@ -84,7 +84,7 @@ def rows(found: EmbeddedSet) -> Any:
     return np.concatenate([np.asarray(shard.array("embeddings")) for shard in found.shards])
 
 
-def test_a_part_by_list_is_found_wherever_the_list_was_made(declared: dict[str, Dataset], photos: Path) -> None:
+def test_a_part_by_list_does_not_depend_on_the_root_of_the_list(declared: dict[str, Dataset], photos: Path) -> None:
     odd, whole = listed("odd", photos), listed("photos", photos)
     assert len(odd) == 30 and odd.folders == whole.folders and odd.names[0] == whole.names[-1]
     assert [odd.folders[label] for label in odd.labels] == [name.split("/")[0] for name in odd.names]
@@ -100,7 +100,7 @@ def test_a_part_by_list_is_found_wherever_the_list_was_made(declared: dict[str, 
 
 
 def test_a_part_by_list_does_not_depend_on_what_is_present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ImageNet-R names images alike in every class folder, and one folder is there."""
+    """ImageNet-R has equal image names in all class folders, and only one folder exists."""
     (tmp_path / "r/n01").mkdir(parents=True)
     (tmp_path / "r/n01/art_0.jpg").touch()
     one = Dataset("part", "Part", "part", "r", list="r.txt", within="r")
@@ -122,12 +122,12 @@ def test_a_range_names_class_folders_where_these_are_numbers(tmp_path: Path, mon
         (tmp_path / f"n/{name}/x.jpg").touch()
     monkeypatch.setattr(catalogue, "datasets", lambda: {"n": Dataset("n", "N", "classes", "n")})
     assert listed("n[1-2]", tmp_path).folders == listed("n[1 2]", tmp_path).folders == ("1", "2")
-    for reference, said in (("n[0-2]", "has no class folder 0"), ("n[3-1]", "3-1 is no range of classes")):
+    for reference, said in (("n[0-2]", "has no class folder 0"), ("n[3-1]", "3-1 is not a range of classes")):
         with pytest.raises(UserError, match=said):
             listed(reference, tmp_path)
 
 
-def test_parts_and_unions_of_what_holds_files_open_travel(photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_parts_and_unions_of_open_files_can_be_pickled(photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
     import pickle
 
     from oodbench.distributed.payload import portable
@@ -248,7 +248,7 @@ def test_real_images_embed_alike_from_every_place(photos: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_cifar_tars_run_as_clipn_s_protocol(shared: Path, tmp_path: Path) -> None:
-    """The OOD sets that are not there are named, and skipped only when asked."""
+    """Missing OOD sets are listed, and skipped only on request."""
     for name in ("cifar10", "cifar100"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "test.tar").symlink_to(shared / f"data/cifar/{name}-test.tar")
@@ -290,7 +290,7 @@ def test_zoc_s_split_of_the_cifar_tars(shared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_openood_nests_in_mos(shared: Path, tmp_path: Path) -> None:
-    """45,000 and 5,000 images are parts of the 50,000; the sets that both protocols use are one."""
+    """Parts of 45,000 and 5,000 of the 50,000 images; both protocols share the other sets."""
     mos, openood = catalogue.benchmarks()["mos"], catalogue.benchmarks()["openood"]
     assert catalogue.dataset(openood.id).within == mos.id == catalogue.dataset(openood.calibration).within
     assert "inaturalist" in openood.far and "inaturalist" in mos.ood
@@ -312,7 +312,7 @@ def test_openood_nests_in_mos(shared: Path, tmp_path: Path) -> None:
     assert [folders[label] for label in test.labels] == [name.split("/")[0] for name in test.names]
 
 
-def test_a_set_of_one_s_own_is_declared(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_set_is_declared(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OODBENCH_CONFIG", str(tmp_path / "config"))
     catalogue.datasets.cache_clear()
     store = Store(tmp_path / "store")
@@ -347,7 +347,7 @@ def test_a_set_of_one_s_own_is_declared(photos: Path, tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 def test_the_page_on_datasets_can_be_followed(photos: Path, tmp_path: Path) -> None:
-    """Every command of docs/adding-a-dataset.md, as it stands, in a folder as the page assumes it."""
+    """Every command of docs/adding-a-dataset.md, unchanged, in the folder that the page assumes."""
     page = (ROOT / "docs/adding-a-dataset.md").read_text()
     shutil.copytree(photos / "photos", tmp_path / "photos")
     shutil.copytree(photos / "others", tmp_path / "others")

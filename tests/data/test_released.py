@@ -1,6 +1,6 @@
 """Released weights and words: their declarations, `oodbench get`, a local server and a stand-in for Google Drive.
 
-Drive itself and gdown's own code are not reached: the stand-in has gdown's functions and serves files of the test.
+Google Drive and gdown are not called: the stand-in has gdown's functions and serves files of the test.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def test_a_name_is_a_release_or_the_first_of_a_method(tmp_path: Path) -> None:
 # A checkpoint that the user has, and without gdown
 
 
-def test_without_gdown_the_way_by_hand_is_told(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gdown_manual_steps_are_printed(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gdown", None)  # importing it raises ImportError
     done = cli("get", "weights", "clipn", "clipn-2", "--data", tmp_path)
     assert done.returncode == 3 and "Traceback" not in done.stderr
@@ -97,14 +97,14 @@ def test_a_file_by_hand_is_checked_copied_and_recorded(tmp_path: Path, cli: Cli)
     copy = data / "weights/clipn-1" / file.name
     assert copy.read_bytes() == CHECKPOINT
     assert (copy.parent / "SHA256SUMS").read_text() == f"{hashlib.sha256(CHECKPOINT).hexdigest()}  {file.name}\n"
-    assert cli("get", "weights", "clipn", "--data", data).returncode == 0  # is there already
+    assert cli("get", "weights", "clipn", "--data", data).returncode == 0  # exists already
     assert str(copy) in cli("get", "weights", "--data", data).stdout
     copy.write_bytes(CHECKPOINT[:-1])
     done = cli("get", "weights", "clipn", "--data", data)
     assert done.returncode == 1 and "as when it was got; remove it, then: oodbench get weights clipn" in done.stderr
 
 
-def test_a_file_put_there_by_hand_is_taken(tmp_path: Path) -> None:
+def test_a_manually_placed_file_is_used(tmp_path: Path) -> None:
     wanted = releases("weights")["clipn-2"]
     file = wanted.folder(tmp_path) / "renamed.PT"
     file.parent.mkdir(parents=True)
@@ -112,7 +112,7 @@ def test_a_file_put_there_by_hand_is_taken(tmp_path: Path) -> None:
     assert fetch_release(wanted, tmp_path) == file and (file.parent / "SHA256SUMS").is_file()
 
 
-def test_arguments_that_cannot_be_meant(cli: Cli) -> None:
+def test_invalid_arguments_are_refused(cli: Cli) -> None:
     done = cli("get", "weights", "clipm", "zok")
     assert done.returncode == 2 and done.stderr.count("error: no released weights") == 2
     done = cli("get", "weights", "clipn", "zoc", "--from", "x.pt")
@@ -129,7 +129,7 @@ def test_get_datasets_is_datasets_get(tmp_path: Path, cli: Cli) -> None:
     assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
 
 
-# Google Drive, as gdown gives it
+# Google Drive, through gdown
 
 
 @pytest.fixture
@@ -201,12 +201,12 @@ def test_an_interrupted_fetch_resumes(drive: SimpleNamespace, tmp_path: Path) ->
     assert drive.resumed == 8000 and fetched.read_bytes() == CHECKPOINT
 
 
-def test_what_is_no_checkpoint_is_refused(drive: SimpleNamespace, tmp_path: Path) -> None:
+def test_files_other_than_checkpoints_are_refused(drive: SimpleNamespace, tmp_path: Path) -> None:
     wanted = releases("weights")["clipn-1"]
     drive.content = b"<html>confirm</html>"
     with pytest.raises(UserError, match="is a web page, not a checkpoint"):
         fetch_release(wanted, tmp_path)
-    assert not list(wanted.folder(tmp_path).iterdir())  # a rerun begins again
+    assert not list(wanted.folder(tmp_path).iterdir())  # a rerun starts again
     drive.listing = ["a.pt", "b.pt"]
     with pytest.raises(Missing, match=r"should hold one checkpoint \(a.pt, b.pt\)"):
         fetch_release(wanted, tmp_path)
@@ -221,7 +221,7 @@ def test_gdown_takes_these_arguments() -> None:
     inspect.signature(gdown.download).bind(id="x", output="x", **options)
 
 
-def test_another_checkpoint_does_not_replace_the_one_that_was_got(drive: SimpleNamespace, tmp_path: Path) -> None:
+def test_another_checkpoint_does_not_replace_the_fetched_one(drive: SimpleNamespace, tmp_path: Path) -> None:
     wanted, other = releases("weights")["clipn-1"], tmp_path / "other/CLIPN_ATD_Repeat1_epoch_10.pt"
     path = fetch_release(wanted, tmp_path)
     other.parent.mkdir()
@@ -231,7 +231,7 @@ def test_another_checkpoint_does_not_replace_the_one_that_was_got(drive: SimpleN
         fetch_release(wanted, tmp_path, other)
     renamed = other.with_name("last.pt")
     renamed.write_bytes(CHECKPOINT)
-    with pytest.raises(UserError, match=f"{path} is there, and is another file; remove it first"):
+    with pytest.raises(UserError, match=f"{path} exists and is another file; remove it first"):
         fetch_release(wanted, tmp_path, renamed)
     assert path.read_bytes() == CHECKPOINT and fetch_release(wanted, tmp_path) == path
     path.unlink()
@@ -239,12 +239,12 @@ def test_another_checkpoint_does_not_replace_the_one_that_was_got(drive: SimpleN
     assert fetch_release(wanted, tmp_path, other).read_bytes() == CHECKPOINT[::-1]
 
 
-# A plain address
+# A plain URL
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> Iterator[Release]:
-    """A release of two files on a local server, whose folder is tmp_path/served."""
+    """A release of two files on a local server that serves tmp_path/served."""
     served = tmp_path / "served"
     served.mkdir()
     contents = {"noun.act.txt": b"running\njumping\n" * 50, "adj.all.txt": b"blue\n" * 70}

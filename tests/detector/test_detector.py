@@ -1,4 +1,4 @@
-"""A method put to use: the benchmark's own scores, scikit-learn's conventions, a folder that keeps all digits."""
+"""The detector: the scores of the benchmark, scikit-learn's conventions, and saved folders with the same digits."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def arrays(folder: Path) -> list[Any]:
     return [np.array(image) if number % 2 else image for number, image in enumerate(opened)]
 
 
-def test_the_threshold_keeps_its_share() -> None:
-    """Of n + 1 images, one of which is new, so many are kept as `tpr` takes: rank r with r / (N + 1) >= tpr."""
+def test_the_threshold_accepts_its_fraction() -> None:
+    """The threshold has rank r with r / (N + 1) >= tpr among n + 1 images, one of which is new."""
     images = images_of("glyphs")
     for tpr, rank in ((0.5, 76), (0.95, 144), (1.0, N)):
         one = Detector("mcm", classes=NAMES, tpr=tpr).fit(images)
@@ -188,15 +188,15 @@ GREY = np.zeros((8, 8), np.uint8)
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ("", "'' is no path"),
-        ([""], "'' is no path"),
-        ("a\0b", r"'a\\x00b' is no path"),
+        ("", "'' is not the path"),
+        ([""], "'' is not the path"),
+        ("a\0b", r"'a\\x00b' is not the path"),
         ("x" * 5000, "cannot be read: File name too long"),
         (["x" * 5000], "cannot be read: File name too long"),
         (b"photo.png", "image 0 is a bytes"),
         (None, "image 0 is a NoneType"),
-        ({"a.png"}, "a set gives images no order"),
-        ({"a": GREY}, "a dict gives images no order"),
+        ({"a.png"}, "a set has no order"),
+        ({"a": GREY}, "a dict has no order"),
         (iter(()), "no images were given"),
         ([[GREY]], "image 0 is a list"),
         (np.zeros((0, 8, 8, 3), np.uint8), "no images were given"),
@@ -209,13 +209,13 @@ GREY = np.zeros((8, 8), np.uint8)
         ([GREY, Image.fromarray(GREY / 255).convert("F")], "image 1 is a PIL image of mode F; give one of 8 bits"),
     ],
 )
-def test_what_is_no_image_is_refused(images: Any, said: str) -> None:
+def test_inputs_that_are_not_images_are_refused(images: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         listed(images, Store(default_root()))
 
 
-def test_images_come_in_many_forms(tmp_path: Path) -> None:
-    """One image alone, grey or with alpha; several as an array or by a generator; and what only looks like a file."""
+def test_many_forms_of_images(tmp_path: Path) -> None:
+    """One image, grey or with alpha; several as an array or a generator; and names that only look like files."""
     rgb = np.repeat(GREY[:, :, None], 3, axis=2)
     Image.fromarray(rgb).save(tmp_path / "a.png")
     for images, n in (
@@ -277,7 +277,7 @@ def test_a_parameter_of_a_wrong_type_or_range_is_named(name: str, values: list[A
 
 
 @pytest.mark.slow
-def test_parameters_are_checked_at_once_and_numpys_numbers_will_do(tmp_path: Path) -> None:
+def test_parameters_are_checked_together_and_numpy_numbers_are_accepted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"(?s)tpr takes .* not '0.95'.*seed takes .* not -1"):
         Detector(classes=NAMES, tpr="0.95", seed=-1).fit()  # type: ignore[arg-type]
     given = {"tpr": np.float32(0.5), "seed": np.int64(1), "batch_size": np.int32(16), "keep": np.bool_(False)}
@@ -291,7 +291,7 @@ def test_parameters_are_checked_at_once_and_numpys_numbers_will_do(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_embeddings_of_files_are_kept_unless_told_otherwise(files: Path, tmp_path: Path) -> None:
+def test_embeddings_of_files_are_stored_by_default(files: Path, tmp_path: Path) -> None:
     for keep, memory, n in ((False, False, 0), (True, True, 0), (True, False, 1)):
         store = tmp_path / f"{keep}{memory}"
         one = Detector(classes=NAMES, keep=keep, store=store).fit()
@@ -334,8 +334,8 @@ def test_a_saved_detector_is_one_folder(saved: Path, tmp_path: Path) -> None:
         Detector.load(saved, method="mcm")
 
 
-def test_a_restored_one_is_not_fitted_with_other_weights(saved: Path, tmp_path: Path) -> None:
-    """The folder keeps what the weights gave, not the weights: those that ship for the encoder may be others."""
+def test_a_loaded_detector_is_not_fitted_with_other_weights(saved: Path, tmp_path: Path) -> None:
+    """The folder has the state, not the weights; those shipped for the encoder may be others."""
     one = Detector.load(saved)
     again = Detector.load(one.save(tmp_path / "again"))
     for unfit in (one, clone(one), again, clone(again)):
@@ -347,7 +347,7 @@ def test_a_restored_one_is_not_fitted_with_other_weights(saved: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("template", ["# {}", "  a {} ", "a\n{}"])
-def test_a_template_is_saved_as_it_is(template: str, tmp_path: Path) -> None:
+def test_a_template_is_saved_unchanged(template: str, tmp_path: Path) -> None:
     one = Detector("mcm", classes=NAMES, settings={"templates": template}).fit()
     two = Detector.load(one.save(tmp_path / "saved"))
     images = images_of("glyphs", 5)
@@ -371,7 +371,7 @@ def signed(recipe: dict[str, Any]) -> str:
     return json.dumps({**recipe, "digest": digest(recipe)})
 
 
-def test_a_recipe_that_is_no_recipe_is_an_error(saved: Path) -> None:
+def test_an_invalid_recipe_is_an_error(saved: Path) -> None:
     path = saved / "detector.json"
     recipe = json.loads(path.read_text())
     del recipe["digest"]
@@ -393,11 +393,11 @@ def test_a_recipe_that_is_no_recipe_is_an_error(saved: Path) -> None:
             Detector.load(saved)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         Detector.load(saved)
 
 
-def test_what_cannot_be_packed_is_not_packed() -> None:
+def test_unpackable_states_are_refused() -> None:
     import torch
 
     method = registry.load(registry.methods()["mcm"])
@@ -415,8 +415,8 @@ def test_what_cannot_be_packed_is_not_packed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_score_that_is_no_number_is_an_error(value: str, tmp_path: Path) -> None:
-    """Neither a threshold nor a decision comes of it; the next images may fare better."""
+def test_a_nan_score_is_an_error(value: str, tmp_path: Path) -> None:
+    """It gives neither a threshold nor a decision; other images can be scored afterwards."""
     (tmp_path / "odd.py").write_text(
         '"""Odd: a score of one (Doe et al., ICML 2020, arXiv:2001.00001)."""\n'
         "from dataclasses import dataclass\nimport torch\nfrom oodbench.method import Method, Needs\n\n"
@@ -453,7 +453,7 @@ def test_another_process_scores_the_same(saved: Path, files: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_own_prompts_and_encoder_travel_along(tmp_path: Path, files: Path) -> None:
+def test_own_prompts_and_encoder_are_saved(tmp_path: Path, files: Path) -> None:
     """With the encoder's weights in the folder, nothing outside of it is needed."""
     import open_clip
     import torch
@@ -485,7 +485,7 @@ def test_own_prompts_and_encoder_travel_along(tmp_path: Path, files: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_tokenizer_in_a_folder_travels_with_the_encoder(tmp_path: Path, files: Path) -> None:
+def test_a_tokenizer_in_a_folder_is_saved_with_the_encoder(tmp_path: Path, files: Path) -> None:
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -524,7 +524,7 @@ def test_a_tokenizer_in_a_folder_travels_with_the_encoder(tmp_path: Path, files:
     assert (Detector.load(saved, keep=False).score_samples(files) == scores).all()
 
 
-def test_what_was_learnt_is_taken_apart_and_put_together() -> None:
+def test_states_are_packed_and_unpacked() -> None:
     import torch
 
     method = registry.load(registry.methods()["neglabel"])

@@ -1,4 +1,4 @@
-"""The promise of a detector's threshold: so many of new ID images are kept, whatever the method has learnt."""
+"""The guarantee of a detector's threshold: it accepts the fraction `tpr` of new ID images for every method."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def images_of(name: str, n: int) -> ImageSet:
 
 
 def bounds(held_out: int, new: int, tpr: float = 0.95) -> tuple[float, float]:
-    """How many of new images a threshold keeps that is the r-th highest of exchangeable continuous scores."""
+    """Bounds on the number of new images that the r-th highest of exchangeable continuous scores accepts."""
     rank = next(r for r in range(1, held_out + 1) if Fraction(r, held_out + 1) >= Fraction(str(tpr)))
     kept = betabinom(new, rank, held_out + 1 - rank)
     return float(kept.ppf(CHANCE)), float(kept.ppf(1 - CHANCE))
@@ -93,18 +93,18 @@ def held_out(one: Detector) -> int:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_new_images_are_kept_though_the_method_has_memorised_its_own(method: str, learners: list[Path]) -> None:
+def test_new_images_are_accepted_although_the_method_has_memorised_its_own(method: str, learners: list[Path]) -> None:
     """With 128 images for 128 dimensions, pooled scores of five folds would keep 1 % of Mahalanobis distances."""
     one = Detector(method, classes=NAMES, plugins=learners).fit(images_of("glyphs-train", 128))
     kept = int((one.predict(images_of("glyphs", 120)) == 1).sum())
     low, high = bounds(held_out(one), 120)
     assert held_out(one) == 32 and low <= kept <= high
-    assert (one.predict(images_of("glyphs-train", 128)) == 1).mean() > 0.95, "those that it learnt from are kept, too"
+    assert (one.predict(images_of("glyphs-train", 128)) == 1).mean() > 0.95, "fitted images are accepted, too"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [*SHIPPED, *sorted(METHODS)])
-def test_every_method_keeps_its_promise(method: str, learners: list[Path], tmp_path: Path) -> None:
+def test_every_method_accepts_its_fraction(method: str, learners: list[Path], tmp_path: Path) -> None:
     settings = small.settings(tmp_path).get(method, {})
     info, images = registry.methods(learners)[method], images_of("glyphs-train", 600)
     one = Detector(method, classes=NAMES, settings=settings, plugins=learners).fit(images, y=images.labels)
@@ -115,7 +115,9 @@ def test_every_method_keeps_its_promise(method: str, learners: list[Path], tmp_p
 
 
 @pytest.mark.parametrize("tpr", [0.01, 0.5, 0.7, 0.9, 0.95, 0.99])
-def test_the_share_is_kept_on_average_over_exchangeable_images(tpr: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_fraction_is_exact_on_average_over_exchangeable_images(
+    tpr: float, caplog: pytest.LogCaptureFixture
+) -> None:
     """Exactly: each of n + 1 images is in turn the new one."""
     least = threshold.min_images(tpr)
     assert least == next(n for n in itertools.count(1) if Fraction(n, n + 1) >= Fraction(str(tpr)))
@@ -127,19 +129,19 @@ def test_the_share_is_kept_on_average_over_exchangeable_images(tpr: float, caplo
     assert "lowest score" not in caplog.text or least > 40
 
 
-def test_too_few_images_and_scores_that_tie_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_too_few_images_and_ties_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert threshold.threshold(np.array([3.0, 1.0, 2.0]), 0.95) == 1
-    assert "lowest score of 3 ID images, which keeps 75.0 % of new ID images on average" in caplog.text
-    assert "not the 95 % asked for, which takes at least 19 images" in caplog.text
+    assert "lowest score of 3 ID images, which accepts 75.0 % of new ID images on average" in caplog.text
+    assert "instead of 95 %, which takes at least 19 images" in caplog.text
     caplog.clear()
     assert threshold.threshold(np.arange(30.0), 1.0) == 0 and threshold.min_images(1.0) is None
-    assert "not the 100 % asked for, which no number of images can guarantee" in caplog.text
+    assert "instead of 100 %, which no number of images can guarantee" in caplog.text
     caplog.clear()
     assert threshold.threshold(np.full(30, 2.5) + 1e-7 * (np.arange(30) > 9), 0.95) == 2.5
-    assert "all 30 ID images score 2.5, which says nothing; every image that scores so is kept" in caplog.text
+    assert "all 30 ID images score 2.5; every image with this score is accepted" in caplog.text
     caplog.clear()
     assert threshold.threshold(np.repeat([1.0, 2.0, 3.0], 10), 0.5) == 2
-    assert "20 of 30 ID images" in caplog.text and "66.7 % are kept, not the 50 % asked for" in caplog.text
+    assert "20 of 30 ID images" in caplog.text and "66.7 % are accepted instead of 50 %" in caplog.text
     caplog.clear()
     pair = np.append(np.arange(99.0), 3.0)  # two images score exactly the threshold: 97 rather than 96 are kept
     assert threshold.threshold(pair, 0.95) == 3 and not caplog.text
@@ -172,7 +174,7 @@ def test_some_images_are_held_out(files: Path, tmp_path: Path) -> None:
         threshold.split(whole.select([0]), 0.95, 0)
 
 
-def test_no_copy_of_a_held_out_image_is_learnt_from(files: Path, tmp_path: Path) -> None:
+def test_copies_of_held_out_images_are_not_fitted_on(files: Path, tmp_path: Path) -> None:
     twice = shutil.copytree(files, tmp_path / "twice")
     for path in files.iterdir():
         shutil.copy(path, twice / f"copy-{path.name}")
@@ -198,7 +200,7 @@ def test_validation_images_set_the_threshold(learners: list[Path]) -> None:
     assert rank.threshold_ is None and (rank.score_samples(new) == one.score_samples(new)).all()
     plain = Detector("mcm", classes=NAMES).fit(train, validation=other)
     assert plain.threshold_ == Detector("mcm", classes=NAMES).fit(other).threshold_
-    with pytest.raises(UserError, match="one_nn learns from 128 of the 128 images that are to set"):
+    with pytest.raises(UserError, match="one_nn is fitted on 128 of the 128 images for"):
         Detector("one_nn", classes=NAMES, plugins=learners).fit(train, validation=train)
     with pytest.raises(UserError, match="calibrates on ID images"):
         Detector("one_nn", classes=NAMES, plugins=learners).fit(validation=other)
@@ -209,14 +211,14 @@ def test_validation_images_set_the_threshold(learners: list[Path]) -> None:
             Detector("mcm", classes=NAMES).fit(train, y)
 
 
-def test_the_same_images_in_another_form_are_no_validation_images(files: Path, learners: list[Path]) -> None:
+def test_the_same_images_in_another_form_are_refused_for_validation(files: Path, learners: list[Path]) -> None:
     arrays = [np.asarray(Image.open(path)) for path in sorted(files.iterdir())[:20]]
     drawn = load_images(
         catalogue.dataset("glyphs-train"), LoadOptions(Path(), Store(default_root())), labelled=False
     ).select(range(20))
     one = Detector("one_nn", classes=NAMES, plugins=learners)
     for learnt, validation in ((files, arrays), (arrays, files), (files, drawn), (drawn, arrays)):
-        with pytest.raises(UserError, match="one_nn learns from 20 of the"):
+        with pytest.raises(UserError, match="one_nn is fitted on 20 of the"):
             one.fit(learnt, validation=validation)
     mixed = threshold.split(listed([*arrays, *sorted(files.iterdir())[:20]], Store(default_root())), 0.95, 0)
     assert len(mixed.held_out) == 10 and len(mixed.fitted) == 20
@@ -245,7 +247,7 @@ def test_images_are_encoded_once(
 
 
 @pytest.mark.slow
-def test_broken_images_neither_teach_nor_set_the_threshold(files: Path, learners: list[Path], tmp_path: Path) -> None:
+def test_broken_images_are_ignored_by_fit_and_threshold(files: Path, learners: list[Path], tmp_path: Path) -> None:
     mixed = shutil.copytree(files, tmp_path / "mixed")
     for i in range(12):
         (mixed / f"broken-{i}.png").write_text(f"nothing {i}")
@@ -254,15 +256,15 @@ def test_broken_images_neither_teach_nor_set_the_threshold(files: Path, learners
     assert facts and facts["n"] == 19 and facts["read"] < 19 and one.threshold_ is not None
     with pytest.raises(UserError, match=r"broken-\d+\.png cannot be read"):
         Detector("one_nn", classes=NAMES, plugins=learners).fit(mixed)
-    with pytest.raises(UserError, match="not one of"):
+    with pytest.raises(UserError, match="none of the"):
         Detector("mcm", classes=NAMES, on_error="skip").fit([mixed / f"broken-{i}.png" for i in range(12)])
 
 
 @pytest.mark.slow
-def test_a_folder_of_an_older_version_scores_as_it_did(
+def test_a_folder_of_an_older_version_gives_the_same_scores(
     files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It says nothing of the images that set its threshold: those that it learnt from."""
+    """It does not name the images that set its threshold: those that it was fitted on."""
     one = Detector("react", classes=NAMES).fit(files)
     path = one.save(tmp_path / "saved") / "detector.json"
     recipe = json.loads(path.read_text())
@@ -271,11 +273,11 @@ def test_a_folder_of_an_older_version_scores_as_it_did(
     assert json.loads((again.save(tmp_path / "again") / "detector.json").read_text()) == recipe
     older = {name: value for name, value in recipe.items() if name not in ("threshold_images", "digest")}
     path.write_text(json.dumps({**older, "digest": digest(older)}))
-    assert "promises" not in caplog.text
+    assert "was set on images" not in caplog.text
     found = Detector.load(path.parent)
-    assert "was set on images that it learnt from" in caplog.text and "fit and save it again" in caplog.text
+    assert "was set on images that it was fitted on" in caplog.text and "fit and save it again" in caplog.text
     caplog.clear()
     Detector.load(found.save(tmp_path / "older"))
-    assert "was set on images that it learnt from" in caplog.text, "nor does saving it again without fitting help"
+    assert "was set on images that it was fitted on" in caplog.text, "nor does saving it again without fitting help"
     assert found.threshold_ == one.threshold_
     assert (found.score_samples(files) == one.score_samples(files)).all()

@@ -1,4 +1,4 @@
-"""Ray clusters on this machine, whose workers are forked by a server that has made their imports."""
+"""Ray clusters on this machine, whose workers are forked by a server that has imported their modules."""
 
 from __future__ import annotations
 

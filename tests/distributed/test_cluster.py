@@ -97,14 +97,14 @@ def entries(root: Path, kind: str) -> dict[str, dict[str, bytes]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run in one process gives: rows and store."""
+    """The rows and the store of a run in one process."""
     out = tmp_path_factory.mktemp("here")
     run(plan(images, out, ray="no"))
     return out
 
 
 def same(out: Path, undisturbed: Path) -> None:
-    """Rows and arrays are those of the run in one process, to the last bit, and nothing else is there."""
+    """Assert that rows and arrays equal those of the run in one process bit by bit, and that there are no others."""
     assert digests(out) == digests(undisturbed) and digests(out)
     for kind in ("embeddings", "scores"):
         assert entries(out / "s", kind) == entries(undisturbed / "s", kind)
@@ -179,7 +179,7 @@ def test_the_embedded_benchmark_is_equal_on_ray(cluster: str, tmp_path: Path) ->
     same(tmp_path / "there", tmp_path / "here")
 
 
-def test_a_worker_that_is_killed_is_replaced(cluster: str, images: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_a_killed_worker_is_replaced(cluster: str, images: Path, tmp_path: Path, undisturbed: Path) -> None:
     events: list[Event] = []
     killed: list[str] = []
 
@@ -203,7 +203,7 @@ class Deadly(ImageFiles):
         return super().read(name)
 
 
-def test_a_poisoned_shard_fails_alone_by_name(cluster: str, images: Path, tmp_path: Path) -> None:
+def test_a_shard_that_kills_its_worker_fails_alone(cluster: str, images: Path, tmp_path: Path) -> None:
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -237,17 +237,17 @@ def test_a_method_that_fails_keeps_its_message(cluster: str, images: Path, tmp_p
 def test_a_method_that_counts_is_refused_and_none_of_its_scores_stay(
     cluster: str, images: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    """In its third thousand of images: the smaller set is scored by then, on the same worker or another one."""
+    """It counts in its third thousand of images, when the smaller set is scored, on the same or another worker."""
     counts = "state['n'] = state.get('n', 0) + batch.size; return batch.features[:, 0] - (state['n'] > 2000) * 0.1"
     plugin = probe(tmp_path, counts.replace("state", "SEEN"))
     plugin.write_text(plugin.read_text().replace("@dataclass", "SEEN = {}\n\n@dataclass", 1))
     outcome = run(plan(images, tmp_path, methods="mcm,probe,energy", plugins=[plugin]))
     assert [r.status for r in outcome.results] == ["ok", "failed", "ok"]
-    assert "score() keeps something of the images it has seen" in (outcome.results[1].error or "")
+    assert "score() keeps state from one image to the next" in (outcome.results[1].error or "")
     assert entries(tmp_path / "s", "scores") == entries(undisturbed / "s", "scores")
 
 
-def test_a_broken_image_is_told_as_in_one_process(cluster: str, images: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_reported_as_in_one_process(cluster: str, images: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "a.png").write_text("no image")
@@ -289,7 +289,9 @@ def test_methods_and_stores_that_are_not_the_drivers_are_refused(
         payload.unpack(sent, tmp_path)
 
 
-def test_plugins_and_declarations_travel(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_and_declarations_are_sent_to_workers(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "config"
     (config / "datasets").mkdir(parents=True)
     text = f'name = "mine"\ntitle = "Mine"\nloader = "images"\npath = "{images}/ood"\n'
@@ -309,7 +311,7 @@ def test_plugins_and_declarations_travel(images: Path, tmp_path: Path, monkeypat
 
 
 def start(address: str, images: Path, out: Path, *more: str) -> Command:
-    """A driver in a process of its own."""
+    """Start a driver in its own process."""
     words = ["run", "--id", f"folder:{images}/id", "--ood", f"folder:{images}/ood", "--methods", "mcm,energy"]
     words += ["--encoder", "glyphs", "--device", "cpu", "--ray", address, "--tracking-uri", "none"]
     return Command(*words, "--results", out, "--store", out / "s", *more)
@@ -324,9 +326,7 @@ def await_line(path: Path, *words: str) -> None:
     raise AssertionError(f"{path} never told {words}")
 
 
-def test_a_driver_that_is_killed_goes_on_from_there(
-    cluster: str, images: Path, tmp_path: Path, undisturbed: Path
-) -> None:
+def test_a_killed_driver_resumes(cluster: str, images: Path, tmp_path: Path, undisturbed: Path) -> None:
     driver = start(cluster, images, tmp_path)
     await_line(tmp_path / "events.jsonl", '"done"', "extract[")
     driver.kill()
@@ -339,10 +339,10 @@ def test_a_driver_that_is_killed_goes_on_from_there(
     assert {"time", "what", "stage", "name"} <= set(lines[0]) and lines[0]["what"] == "joined"
 
 
-def test_a_driver_killed_at_twenty_moments_loses_and_doubles_nothing(
+def test_a_driver_killed_at_twenty_moments_loses_and_duplicates_nothing(
     cluster: str, images: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    """Each is a number of events after the start, and a moment more: a machine that is busy changes little."""
+    """Each moment is a number of events after the start and a delay, so that a busy machine has little effect."""
     moments, finished, log = random.Random(1), 0, tmp_path / "out/events.jsonl"
 
     def told_so_far() -> int:
@@ -367,7 +367,7 @@ def test_a_driver_killed_at_twenty_moments_loses_and_doubles_nothing(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_driver_that_is_asked_to_stop_says_so(
+def test_a_driver_reports_that_it_was_stopped(
     number: signal.Signals, code: int, cluster: str, images: Path, tmp_path: Path
 ) -> None:
     driver = start(cluster, images, tmp_path)
@@ -390,7 +390,7 @@ def test_two_drivers_share_a_store(cluster: str, images: Path, tmp_path: Path, u
     same(tmp_path, undisturbed)
 
 
-def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
+def test_tasks_have_little_overhead(cluster: str, images: Path, tmp_path: Path) -> None:
     """A thousand tasks that do nothing: under 10 ms of the driver's CPU each, and the driver does not grow."""
     from oodbench.distributed.pool import Pool, PoolTask
 
@@ -425,7 +425,7 @@ def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
         (ResourceRequest("cpu", 5, 1.0), [{"CPU": 4, "GPU": 1}, {"CPU": 4}], (5, 0.0, 3, "cpu")),
     ],
 )
-def test_workers_are_placed_by_what_nodes_offer(
+def test_workers_are_placed_by_the_resources_of_nodes(
     demand: ResourceRequest, offered: list[dict[str, float]], expected: tuple[object, ...]
 ) -> None:
     found = place_workers(demand, offered)
@@ -440,14 +440,14 @@ def test_workers_are_placed_by_what_nodes_offer(
         (ResourceRequest("auto", 0, 4.0), [{"CPU": 4, "GPU": 2}], "no node of the Ray cluster has 4 GPU and 1 CPU"),
     ],
 )
-def test_a_cluster_that_is_too_small_is_told(
+def test_a_cluster_that_is_too_small_is_an_error(
     demand: ResourceRequest, offered: list[dict[str, float]], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
         place_workers(demand, offered)
 
 
-def test_where_a_run_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cluster_address_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -479,7 +479,7 @@ def test_a_dry_run_prints_the_placement(cluster: str, images: Path, tmp_path: Pa
     assert not entries(tmp_path / "s", "cluster")
 
 
-def test_sources_that_hold_files_open_are_found_anew(images: Path, tmp_path: Path) -> None:
+def test_sources_with_open_files_are_loaded_again(images: Path, tmp_path: Path) -> None:
     import pickle
     import threading
 

@@ -55,7 +55,7 @@ def plan(root: Path, out: Path, ray: str) -> Plan:
     return make_plan(request_from(**asked, encoder="glyphs", ray=ray, out=out, store=out / "s"))
 
 
-def test_a_node_that_goes_away_takes_nothing_with_it(lose_node: Callable[[], None], tmp_path: Path) -> None:
+def test_a_lost_node_loses_no_results(lose_node: Callable[[], None], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for folder in ("id/red", "id/green", "ood"):
         (tmp_path / folder).mkdir(parents=True)

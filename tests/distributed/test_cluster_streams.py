@@ -69,7 +69,7 @@ def found(out: Path) -> list[tuple[str, str, str]]:
 
 @pytest.fixture(scope="module")
 def here(images: Path, probe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run in one process gives: rows and store."""
+    """The rows and the store of a run in one process."""
     out = tmp_path_factory.mktemp("here")
     run(plan(images, out, ray="no", **asked(images, probe)))
     assert len(found(out)) == 9, "four streams of two methods, and energy"
@@ -78,7 +78,7 @@ def here(images: Path, probe: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def same(out: Path, here: Path) -> None:
-    """Rows and arrays are those of the run in one process, to the last bit, and nothing else is there."""
+    """Assert that rows and arrays equal those of the run in one process bit by bit, and that there are no others."""
     assert found(out) == found(here)
     for kind in ("embeddings", "scores", "streams"):
         assert entries(out / "s", kind) == entries(here / "s", kind) != {}, kind
@@ -144,7 +144,7 @@ def test_a_stream_that_fails_fails_alone_by_name(cluster: str, images: Path, tmp
     assert [entry.inputs["sets"][0]["method"] for entry in stored] == ["sound"] * 3
 
 
-def test_a_driver_killed_in_its_streams_loses_and_doubles_nothing(
+def test_a_driver_killed_in_its_streams_loses_and_duplicates_nothing(
     cluster: str, images: Path, probe: Path, tmp_path: Path, here: Path
 ) -> None:
     """Twice, a moment after a stream is done."""

@@ -1,4 +1,4 @@
-"""A training on Ray: the curve of one process, a worker that dies, errors that are not tried again."""
+"""A training on Ray: the curve of one process, a worker that dies, errors that are not retried."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_two_workers_give_the_curve_of_one_process(ask: Callable[..., TrainReque
     assert not [path for path in pair.out.parent.iterdir() if path.name.endswith(".ray")]
 
 
-def test_a_worker_that_dies_starts_again_from_the_checkpoint(
+def test_a_worker_that_dies_resumes_from_the_checkpoint(
     ask: Callable[..., TrainRequest], alone: Path, tmp_path: Path
 ) -> None:
     ready: list[Any] = []
@@ -140,7 +140,7 @@ def test_a_worker_that_dies_starts_again_from_the_checkpoint(
     equal(alone, pair.out)
 
 
-def test_a_restart_throws_away_once_and_only_when_it_can_begin(
+def test_a_restart_discards_once_and_only_if_it_can_begin(
     ask: Callable[..., TrainRequest], alone: Path, tmp_path: Path
 ) -> None:
     kept = train(ask("pair", max_steps=5, checkpoint_every=4))
@@ -155,7 +155,7 @@ def test_a_restart_throws_away_once_and_only_when_it_can_begin(
     equal(alone, pair.out)
 
 
-def test_a_loss_that_is_no_number_is_not_tried_again(ask: Callable[..., TrainRequest]) -> None:
+def test_a_nan_loss_is_not_retried(ask: Callable[..., TrainRequest]) -> None:
     with pytest.raises(UserError, match="--num-workers 3: the Ray cluster has room for 2"):
         on_ray(ask("many"), "auto", 3)
     steps: list[int] = []

@@ -1,4 +1,4 @@
-"""Encoders: what a spec names, which files are refused and how, what is recorded, what is remembered."""
+"""Encoders: specs, refused files, recorded facts and cached cards."""
 
 from __future__ import annotations
 
@@ -178,9 +178,7 @@ def save_torchscript(state: State, path: Path) -> None:
             module = getattr(module, part)
         module.register_buffer(key.rpartition(".")[2], value)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="`torch.jit.*` is deprecated"
-        )  # such files are about for years to come
+        warnings.filterwarnings("ignore", message="`torch.jit.*` is deprecated")  # such files will exist for years
         torch.jit.save(torch.jit.script(holder), path)
 
 
@@ -208,10 +206,10 @@ def _cut(source: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-@pytest.mark.parametrize("kind", ["cut short", "text", "empty", "picture", "tensor", "no weights"])
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "picture", "tensor", "no weights"])
 def test_unreadable_files(kind: str, suffix: str, state: State, folder: Path) -> None:
     path = folder / f"weights.{suffix}"
-    if kind == "cut short":
+    if kind == "truncated":
         torch.save(state, folder / "whole.pt")
         save_file(state, folder / "whole.safetensors")
         _cut(folder / f"whole.{suffix}", path)
@@ -228,8 +226,8 @@ def test_unreadable_files(kind: str, suffix: str, state: State, folder: Path) ->
     message = error_of(f"{folder}/small.json@{path}", folder)
     assert str(path) in message
     expected = {"empty": "is empty", "tensor": "not a dictionary", "no weights": "it has: epoch, model"}
-    expected |= {"text": "is a web page", "cut short": "safetensors" if suffix == "safetensors" else "cut short"}
-    assert expected.get(kind, "cut short, or neither a torch nor a safetensors file") in message
+    expected |= {"text": "is a web page", "truncated": "safetensors" if suffix == "safetensors" else "truncated"}
+    assert expected.get(kind, "truncated, or neither a torch nor a safetensors file") in message
 
 
 def test_the_content_of_a_checkpoint_counts_not_its_name(state: State, folder: Path) -> None:
@@ -241,7 +239,7 @@ def test_the_content_of_a_checkpoint_counts_not_its_name(state: State, folder: P
         OpenClip(one, "cpu", "fp32")
 
 
-def test_files_that_are_no_checkpoint_are_named_for_what_they_are(state: State, folder: Path) -> None:
+def test_other_files_are_reported_by_their_kind(state: State, folder: Path) -> None:
     import gzip
     import zipfile
 
@@ -252,9 +250,9 @@ def test_files_that_are_no_checkpoint_are_named_for_what_they_are(state: State, 
     path.write_bytes(gzip.compress(b"x" * 1000))
     assert "is compressed; unpack it first" in error_of(spec, folder)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
-    assert "is a pointer of Git LFS" in error_of(spec, folder)
+    assert "is a Git LFS pointer" in error_of(spec, folder)
     torch.save({"model": state, "state_dict": state}, path)
-    assert "holds several sets of weights, state_dict and model; save one alone" in error_of(spec, folder)
+    assert "holds several sets of weights, state_dict and model; save only one" in error_of(spec, folder)
     torch.save({**state, **{f"module.{k}": v for k, v in state.items()}}, path)
     assert "holds weights twice" in error_of(spec, folder)
 
@@ -262,7 +260,7 @@ def test_files_that_are_no_checkpoint_are_named_for_what_they_are(state: State, 
 CUSTOM = {"custom_text": True}
 OTHERS = {
     "wrong width": (changed(width=48), "visual.class_embedding and 31 more of shape [48], not [32]"),
-    "too deep": (changed(layers=3), "visual.transformer.resblocks.2.attn.in_proj_bias and 11 more too many"),
+    "too deep": (changed(layers=3), "visual.transformer.resblocks.2.attn.in_proj_bias and 11 more"),
     "too shallow": (changed(layers=1), "lacks visual.transformer.resblocks.1"),
     "other resolution": (
         changed(image_size=64),
@@ -288,7 +286,7 @@ def test_another_architecture(name: str, folder: Path) -> None:
     assert told in message, message
 
 
-def test_places_that_hold_no_file(folder: Path) -> None:
+def test_paths_without_a_file_are_refused(folder: Path) -> None:
     assert "is a folder" in error_of(f"ViT-B-16@{folder}", folder)
     assert "does not exist" in error_of(f"ViT-B-16/openai@{folder}/none.pt", folder)
     assert "does not exist" in error_of(f"{folder}/none.json@{folder}/small.json", folder)
@@ -305,7 +303,7 @@ def test_places_that_hold_no_file(folder: Path) -> None:
         assert told in error_of(f"{folder}/{name}.json@{folder}/small.json", folder)
 
 
-def test_a_tower_made_for_another_size_is_refused(folder: Path) -> None:
+def test_a_tower_for_another_image_size_is_refused(folder: Path) -> None:
     config = changed(timm_model_name="vit_tiny_patch16_224", timm_pool="token", timm_proj=None, image_size=96)
     (folder / "size.json").write_text(json.dumps(config))
     torch.save(state_of(config), folder / "weights.pt")
@@ -316,12 +314,12 @@ def test_a_tower_made_for_another_size_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "ViT-B16", "/openai", "ViT-B-16@", "ViT-B-16/@", "small.json", "@weights.pt"])
-def test_specs_that_are_none(text: str) -> None:
+def test_invalid_specs_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="cannot read encoder"):
         parse_encoder(text)
 
 
-def test_unknown_names_are_answered_with_known_ones(folder: Path) -> None:
+def test_unknown_names_get_suggestions(folder: Path) -> None:
     assert "has no weights tagged 'opnai'; did you mean 'openai'?" in error_of("ViT-B-16/opnai", folder)
     assert "no architecture 'ViT-B16'; did you mean 'ViT-B-16'?" in error_of("ViT-B16/openai", folder)
     assert "did you mean 'ViT-B-16'?" in error_of("vit-b-16/openai", folder)
@@ -331,7 +329,7 @@ def test_unknown_names_are_answered_with_known_ones(folder: Path) -> None:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The Hub at an address where nothing listens, and nothing cached."""
+    """The Hub at an address without a server, with an empty cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -349,7 +347,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "ARCHITECTURE/TAG@path/to"),
     ],
 )
-def test_without_a_network_the_error_comes_soon_and_says_how_to_go_on(spec: str, named: str, folder: Path) -> None:
+def test_without_a_network_the_error_is_fast_and_gives_advice(spec: str, named: str, folder: Path) -> None:
     began = time.perf_counter()
     message = error_of(spec, folder)
     assert time.perf_counter() - began < 5
@@ -358,13 +356,13 @@ def test_without_a_network_the_error_comes_soon_and_says_how_to_go_on(spec: str,
 
 
 @pytest.mark.usefixtures("no_network")
-def test_offline_mode_of_the_hub_is_heeded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_of_the_hub_is_respected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in error_of("ViT-B-16/openai", folder)
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_tokenizer_that_has_to_be_fetched_is_told_before_the_images(state: State, folder: Path) -> None:
+def test_a_missing_tokenizer_is_reported_before_the_images(state: State, folder: Path) -> None:
     config = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}}
     (folder / "siglip.json").write_text(json.dumps(config))
     torch.save(state, folder / "weights.pt")
@@ -479,10 +477,10 @@ def test_every_tag_of_open_clip_can_be_named() -> None:
         assert (spec.architecture, spec.tag, spec.path) == (architecture, tag, None)
 
 
-# What is remembered
+# Cached cards
 
 
-def test_a_second_look_imports_neither_torch_nor_open_clip(state: State, folder: Path) -> None:
+def test_resolving_again_imports_neither_torch_nor_open_clip(state: State, folder: Path) -> None:
     torch.save(state, folder / "weights.pt")
     specs = ["glyphs", f"{folder}/small.json@{folder}/weights.pt"]
     before = [resolved(spec, folder).card.identity for spec in specs]
@@ -500,7 +498,7 @@ def test_a_second_look_imports_neither_torch_nor_open_clip(state: State, folder:
     assert done.stdout.splitlines() == [str(before), "[]"]
 
 
-def test_changed_files_are_examined_anew(state: State, folder: Path) -> None:
+def test_changed_files_are_examined_again(state: State, folder: Path) -> None:
     spec = f"{folder}/small.json@{folder}/weights.pt"
     torch.save(state, folder / "weights.pt")
     first = resolved(spec, folder).card
@@ -517,14 +515,14 @@ def test_changed_files_are_examined_anew(state: State, folder: Path) -> None:
 
 
 def overwritten(path: Path, write: Any) -> None:
-    """A file's content replaced in place, its size and time kept."""
+    """Replace the content of a file in place without changing its size and time."""
     before = path.stat()
     write()
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_weights_overwritten_with_the_same_size_and_time_are_others(state: State, folder: Path) -> None:
+def test_overwritten_weights_of_the_same_size_and_time_are_detected(state: State, folder: Path) -> None:
     spec, path = f"{folder}/small.json@{folder}/weights.safetensors", folder / "weights.safetensors"
     other = {**state, "logit_scale": torch.tensor(1.0)}
     save_file(state, path)
@@ -536,9 +534,7 @@ def test_weights_overwritten_with_the_same_size_and_time_are_others(state: State
     assert second.card.weights != first.card.weights and second.card.scale == pytest.approx(2.71828, rel=1e-4)
 
 
-def test_strict_trusts_no_digest_that_is_remembered(
-    state: State, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strict_ignores_cached_digests(state: State, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that keeps no change times, or a clock that was turned back."""
     import oodbench.encoder.resolve as module
 
@@ -595,7 +591,7 @@ def test_the_tokenizer_of_a_local_folder_is_part_of_the_identity(state: State, f
 
 
 def test_encoders_without_such_a_folder_keep_their_identity(state: State, folder: Path) -> None:
-    """Their stored embeddings stay: the identity is that of the fields that were there before."""
+    """Their stored embeddings stay valid: the identity depends on the older fields only."""
     import dataclasses
 
     from oodbench.storage.store import digest
@@ -629,26 +625,26 @@ def test_a_config_may_name_a_folder_with_a_tokenizer(
     assert "words cannot be read (" in message and "pip install" not in message
 
 
-def test_a_folder_of_a_tokenizer_that_is_not_there_is_named(state: State, folder: Path) -> None:
+def test_a_missing_tokenizer_folder_is_named(state: State, folder: Path) -> None:
     (folder / "other.json").write_text(json.dumps(named(f"{folder}/nowhere")))
     torch.save(state, folder / "weights.pt")
     message = error_of(f"{folder}/other.json@{folder}/weights.pt", folder)
-    assert f"the folder of its tokenizer, {folder}/nowhere, is not there" in message
+    assert f"the folder of its tokenizer, {folder}/nowhere, does not exist" in message
 
 
-def test_weights_that_are_not_finite_are_told_apart_from_a_precision_too_low(state: State, folder: Path) -> None:
+def test_non_finite_weights_are_distinguished_from_low_precision(state: State, folder: Path) -> None:
     spec = f"{folder}/small.json@{folder}/weights.pt"
     torch.save(state, folder / "weights.pt")
     found = resolved(spec, folder)
     said = [str(OpenClip(found, "cpu", precision).not_finite("3 images")) for precision in ("bf16", "fp32")]
-    assert said[0].endswith("gave NaN or infinity for 3 images: try --precision fp32")
+    assert said[0].endswith("returned NaN or infinity for 3 images: try --precision fp32")
     assert "fp32" not in said[1].replace("even in fp32", "") and "finite" in said[1]
     torch.save({**state, "ln_final.bias": torch.full((16,), torch.nan)}, folder / "weights.pt")
     told = str(OpenClip(resolved(spec, folder), "cpu", "bf16").not_finite("3 images"))
-    assert "its weights hold NaN or infinity, ln_final.bias first" in told
+    assert "its weights have NaN or infinity, ln_final.bias first" in told
 
 
-def test_identity_follows_the_weights_and_the_resize_filter_not_the_place(state: State, folder: Path) -> None:
+def test_identity_depends_on_weights_and_resize_filter_not_location(state: State, folder: Path) -> None:
     (folder / "elsewhere").mkdir()
     torch.save(state, folder / "weights.pt")
     (folder / "elsewhere" / "other name.pt").write_bytes((folder / "weights.pt").read_bytes())
@@ -683,7 +679,7 @@ def test_a_real_size_tag(no_network: None, folder: Path) -> None:
     torch.testing.assert_close(ours.pixels(images), model.encode_image((images - mean) / std), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_remembered_of_a_place_is_what_lies_there_now(no_network: None, state: State, folder: Path) -> None:
+def test_a_cached_card_matches_the_current_files(no_network: None, state: State, folder: Path) -> None:
     """A checkpoint that open_clip prefers was added to a folder; a newer revision of a repository was downloaded."""
     snapshot = put_in_cache(state, folder / "hub", "owner/small")
     (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))

@@ -1,4 +1,4 @@
-"""Every family that open_clip builds: our encoder gives open_clip's own embeddings, cut before the last linear map."""
+"""Every model family of open_clip: our split encoder returns open_clip's own embeddings."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PROMPTS = ["a photo of a cat", "a much longer prompt about two dogs in the snow"
 
 @dataclass(frozen=True)
 class Family:
-    """A small model of one kind and what its card must say."""
+    """A small model of one kind and the expected values of its card."""
 
     vision: dict[str, Any]
     activation: str
     width: int
-    more: dict[str, Any]  # of the config, beside the towers
+    more: dict[str, Any]  # of the config, in addition to the towers
 
 
 def _timm(name: str, pool: str, proj: str | None, size: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def config(family: Family) -> dict[str, Any]:
 
 
 def random_model(config: dict[str, Any]) -> Any:
-    """open_clip's own model with seeded weights, none of which is left at zero or one."""
+    """open_clip's own model with seeded weights, none of them exactly zero or one."""
     torch.manual_seed(0)
     kind = open_clip.CLIP
     plain = {k: v for k, v in config.items() if k != "custom_text"}
@@ -135,7 +135,7 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Equal within 1e-5 of the largest value."""
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-    assert float(expected.std(0).max()) > 1e-3 * float(expected.abs().max())  # the rows differ: nothing collapsed
+    assert float(expected.std(0).max()) > 1e-3 * float(expected.abs().max())  # the rows differ
 
 
 def kinds() -> dict[tuple[Any, ...], str]:
@@ -153,7 +153,7 @@ def kinds() -> dict[tuple[Any, ...], str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", kinds().values())
-def test_every_kind_of_tower_is_cut_and_takes_its_own_size(name: str) -> None:
+def test_every_kind_of_tower_is_split_and_takes_its_image_size(name: str) -> None:
     config = open_clip.get_model_config(name)
     vision = config["vision_cfg"]
     visual = build.build_model(PretrainedFiles(name, name, config, {}, Path()), torch.device("meta")).visual
@@ -167,7 +167,7 @@ def test_every_kind_of_tower_is_cut_and_takes_its_own_size(name: str) -> None:
     assert tower.project(activations).shape == (1, config["embed_dim"])
 
 
-def test_text_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+def test_text_does_not_change_the_model(tmp_path: Path) -> None:
     ours = OpenClip(resolve(parse_encoder("glyphs"), None, Store(tmp_path)), "cpu", "fp32")
     before = ours._model.positional_embedding
     first = ours.text(PROMPTS)
@@ -179,7 +179,7 @@ def test_text_leaves_the_model_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_lower_precision_gives_float32_near_the_full_one(precision: str, tmp_path: Path) -> None:
+def test_lower_precision_returns_float32_close_to_full_precision(precision: str, tmp_path: Path) -> None:
     resolved = resolve(parse_encoder("glyphs"), None, Store(tmp_path))
     images = torch.rand(4, 3, 32, 32)
     full, low = (OpenClip(resolved, "cpu", chosen).pixels(images) for chosen in ("fp32", precision))
@@ -189,7 +189,7 @@ def test_lower_precision_gives_float32_near_the_full_one(precision: str, tmp_pat
 
 @pytest.mark.slow
 def test_a_pass_over_many_batches_casts_weights_once_and_leaves_them_frozen(tmp_path: Path) -> None:
-    """Low precision is that of the towers alone: the last map stays in float32, and no weight learns to be trained."""
+    """Only the towers use low precision: the last map stays in float32, and all weights stay frozen."""
     resolved = resolve(parse_encoder("glyphs"), None, Store(tmp_path))
     exact, low = (OpenClip(resolved, "cpu", chosen) for chosen in ("fp32", "bf16"))
     pixels = torch.randint(0, 256, (3, 4, 3, *resolved.card.size), dtype=torch.uint8)

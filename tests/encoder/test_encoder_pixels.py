@@ -1,4 +1,4 @@
-"""Preprocessing: our pixels, divided by 255 and normalised, are exactly those of open_clip's own transform."""
+"""Preprocessing: our pixels, divided by 255 and normalised, equal open_clip's own transform exactly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def noise(height: int, width: int, channels: int) -> np.ndarray[tuple[int, ...],
 
 
 def pictures() -> dict[str, Image.Image]:
-    """One picture of every mode and shape that files come in."""
+    """One image of every mode and shape."""
     colour = Image.fromarray(noise(50, 70, 3))
     deep = (noise(40, 30, 1)[..., 0].astype(np.uint16) * 200) + 7
     return {
@@ -67,7 +67,7 @@ def assert_same(image: Image.Image, card: EncoderCard) -> None:
     )
     try:
         expected = theirs(image.copy())
-    except ValueError as error:  # a line, made as long as the square, has no width left
+    except ValueError as error:  # a line, resized to the length of the square, has no width left
         assert "must be > 0" in str(error) and card.resize_mode == "longest" and min(image.size) < 3
         with pytest.raises(ValueError, match="must be > 0"):
             transform(card)(image.copy())
@@ -90,8 +90,8 @@ def test_sizes_that_are_not_square(mode: str, card: EncoderCard) -> None:
     assert_same(pictures()["colour"], dataclasses.replace(card, resize_mode=mode, size=(32, 48), fill_color=127))
 
 
-def test_the_filter_that_is_recorded_is_the_one_that_is_used(card: EncoderCard) -> None:
-    for size in [(32, 32), (32, 48)]:  # for the second open_clip always takes bicubic
+def test_the_recorded_filter_is_used(card: EncoderCard) -> None:
+    for size in [(32, 32), (32, 48)]:  # open_clip always uses bicubic for the second
         cubic, linear = (
             transform(dataclasses.replace(card, size=size, interpolation=chosen))(pictures()["colour"])
             for chosen in FILTERS

@@ -1,4 +1,4 @@
-"""Spellings of encoders: OpenAI's own, and an architecture without a tag."""
+"""Names of encoders: OpenAI's spellings, and an architecture without a tag."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPENAI = "RN50 RN101 RN50x4 RN50x16 RN50x64 ViT-B/32 ViT-B/16 ViT-L/14 ViT-L/14@
 
 
 @pytest.mark.parametrize("name", OPENAI)
-def test_openais_names_are_known_weights(name: str) -> None:
+def test_openai_names_resolve_to_weights(name: str) -> None:
     spec = parse_encoder(name)
     assert (spec.architecture, spec.tag) in open_clip.list_pretrained() and spec.tag == "openai" and spec.path is None
     assert spec == parse_encoder(spec.text)
@@ -23,7 +23,7 @@ def test_openais_names_are_known_weights(name: str) -> None:
 def test_a_slash_before_the_patch_size_is_a_dash() -> None:
     assert open_clip_name("ViT-B/16/laion2b_s34b_b88k") == "ViT-B-16/laion2b_s34b_b88k"
     assert parse_encoder(f"ViT-B/16@{__file__}").architecture == "ViT-B-16"
-    for own in ("ViT-B/32@tuned.pt", "ViT-L/14@336px@tuned.pt"):  # a file that was tuned from OpenAI's
+    for own in ("ViT-B/32@tuned.pt", "ViT-L/14@336px@tuned.pt"):  # a checkpoint fine-tuned from OpenAI's
         assert open_clip_name(own) == f"{open_clip_name(own.rpartition('@')[0])}@tuned.pt"
     assert open_clip_name("ViT-B/32@tuned.pt") == "ViT-B-32/openai@tuned.pt"
     for name in ("ViT-B-16/openai", "glyphs", "hf-hub:a/ViT-B/16", "ViT-B-16@ViT-B/16/x.pt", "coca_ViT-B-32/x"):

@@ -1,4 +1,4 @@
-"""Patch features of image towers: the formula of GL-MCM and MaskCLIP on random weights, written out in float64."""
+"""Patch features of image towers against the formula of GL-MCM and MaskCLIP in float64, on random weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def layer_norm(x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def by_hand(images: Tensor, w: Mapping[str, Tensor], heads: int, quick: bool, size: int) -> Tensor:
-    """The patches of a VisionTransformer, from its weights alone. `images` are normalised."""
+    """The patches of a VisionTransformer, computed from its weights. `images` are normalised."""
     b, width = len(images), w["class_embedding"].shape[0]
     x = F.conv2d(images, w["conv1.weight"], stride=size).flatten(2).transpose(1, 2)
     x = torch.cat([w["class_embedding"].expand(b, 1, width), x], 1) + w["positional_embedding"]
@@ -77,7 +77,7 @@ def by_hand(images: Tensor, w: Mapping[str, Tensor], heads: int, quick: bool, si
 
 
 def check(ours: OpenClip, expected: Tensor, images: Tensor) -> None:
-    """Patches are as expected and have gradients, and the activations of the same pass are those without patches."""
+    """Patches are as expected and have gradients, and do not change the activations of the same pass."""
     images = images.clone().requires_grad_(True)
     found = ours.patches(images)
     assert found.dtype == torch.float32
@@ -110,7 +110,7 @@ def test_patches_of_a_vit_are_its_last_values_without_attention(name: str, tmp_p
 
 
 def test_patches_of_a_resnet_are_the_attention_pool_of_single_cells(tmp_path: Path) -> None:
-    """Of one cell without position, the pool mixes the cell with its mean, which is the cell."""
+    """For a single cell without position, the pool mixes the cell with its mean, which is the cell."""
     ours, model = encoder(FAMILIES["resnet"], tmp_path)
     images = torch.rand(2, 3, *ours.size)
     visual = model.visual
@@ -141,7 +141,7 @@ def test_other_towers_are_refused_by_name(name: str, why: str, tmp_path: Path) -
         ours.patch_activations(torch.rand(1, 3, *ours.size))
 
 
-def test_lower_precision_gives_float32_near_the_full_one(tmp_path: Path) -> None:
+def test_lower_precision_returns_float32_close_to_full_precision(tmp_path: Path) -> None:
     exact, _ = encoder(TOWERS["plain"], tmp_path)
     low = OpenClip(resolve(parse_encoder(exact.card.name), None, Store(tmp_path)), "cpu", "bf16")
     images = torch.rand(2, 3, *exact.size)
@@ -162,13 +162,13 @@ QUARTERS = """
     ("patches", "said"),
     [
         (QUARTERS, ""),
-        (QUARTERS.replace(", 1)\n", ", 0)\n"), r"UserError: .*patches\(\) gives \[2, 3, 6\], not \[3 n 6\]"),
+        (QUARTERS.replace(", 1)\n", ", 0)\n"), r"UserError: .*patches\(\) returns \[2, 3, 6\], not \[3 n 6\]"),
         (QUARTERS.replace("whole.roll", "whole.detach().roll").replace("[whole,", "[whole.detach(),"), "no gradients"),
         (QUARTERS.replace("[whole,", "[whole * len(images),"), "changes by .* with the rest of the batch"),
-        (QUARTERS.replace("[whole,", "[whole / 0,"), "gives NaN or infinity"),
+        (QUARTERS.replace("[whole,", "[whole / 0,"), "returns NaN or infinity"),
     ],
 )
-def test_an_encoder_of_one_s_own_may_have_patches(patches: str, said: str, tmp_path: Path) -> None:
+def test_a_plugin_may_have_patches(patches: str, said: str, tmp_path: Path) -> None:
     from oodbench.encoder import contract
     from tests.encoder.test_plugin import SMALL, write
 
@@ -209,7 +209,7 @@ SPLIT = """
         (SPLIT.replace("2 * whole], 1)\n\n", "3 * whole], 1)\n\n"), "differs from patches\\(x\\) by"),
         (
             SPLIT.replace("return torch.stack([whole, 2 * whole], 1)\n\n", "return whole[:, None]\n\n"),
-            "gives \\[3, 2, 6\\]",
+            "returns \\[3, 2, 6\\]",
         ),
         (SPLIT.replace("stack([whole, 2 * whole], 1)\n\n", "stack([whole / 0], 1)\n\n"), "NaN or infinity"),
         (
@@ -218,12 +218,12 @@ SPLIT = """
         ),
     ],
 )
-def test_an_encoder_of_one_s_own_may_have_activations_of_patches(parts: str, said: str, tmp_path: Path) -> None:
+def test_a_plugin_may_have_patch_activations(parts: str, said: str, tmp_path: Path) -> None:
     from oodbench.encoder import contract
     from tests.encoder.test_plugin import SMALL, write
 
     trial = contract.trial(write(tmp_path, SMALL + parts))
-    problem = contract.projects_its_patch_activations(trial)
+    problem = contract.patch_activations_match_patches(trial)
     assert re.search(said, problem) if said else problem == ""
     if not said:
         _, found = trial.encoder.activations_and_patches(trial.images, ("patch_activations",))

@@ -1,4 +1,4 @@
-"""Encoders of one's own: found, described, run, keyed, checked against the contract, and refused by name."""
+"""User-defined encoders: found, described, run, keyed, checked against the contract, and refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def refusal(spec: str, folder: Path) -> str:
     return str(caught.value)
 
 
-def test_the_example_of_the_page_has_the_digits_of_the_embedded_encoder(tmp_path: Path) -> None:
+def test_the_example_in_the_docs_equals_the_embedded_encoder(tmp_path: Path) -> None:
     found = resolved(write(tmp_path, MINE, "mine.py"), tmp_path)
     ours = load_encoder(found, "cpu", "fp32")
     glyphs = resolved("glyphs", tmp_path)
@@ -80,7 +80,7 @@ def test_the_example_of_the_page_has_the_digits_of_the_embedded_encoder(tmp_path
     assert torch.equal(transform_of(found, "cpu", "fp32")(image), transform(glyphs.card)(image))
 
 
-def test_the_card_says_where_it_came_from(tmp_path: Path) -> None:
+def test_the_card_records_its_source(tmp_path: Path) -> None:
     found = resolved(write(tmp_path), tmp_path)
     card, row = found.card, found.card.row()
     assert (card.embed_dim, card.width, card.activation, card.scale, card.size) == (6, 6, "embedding", 20.0, (8, 8))
@@ -109,7 +109,7 @@ def test_the_source_and_the_identity_are_part_of_the_key(change: tuple[str, str]
         load_encoder(first, "cpu", "fp32")
 
 
-def test_a_module_beside_the_file_is_part_of_the_source(tmp_path: Path) -> None:
+def test_a_module_next_to_the_file_is_part_of_the_source(tmp_path: Path) -> None:
     (tmp_path / "part.py").write_text("NAME = 'one'\n")
     spec = write(tmp_path, SMALL.replace("import torch\n", "import torch\nfrom .part import NAME\n", 1))
     first = resolved(spec, tmp_path).card.identity
@@ -117,7 +117,7 @@ def test_a_module_beside_the_file_is_part_of_the_source(tmp_path: Path) -> None:
     assert resolved(spec, tmp_path).card.identity != first
 
 
-def test_a_function_may_make_it_on_a_device(tmp_path: Path) -> None:
+def test_a_function_may_create_it_on_a_device(tmp_path: Path) -> None:
     text = SMALL + "\n\ndef encoder(device):\n    assert device == 'cpu'\n    return Small()\n"
     assert resolved(write(tmp_path, text), tmp_path).card.architecture == "Small"
 
@@ -143,8 +143,8 @@ def test_an_entry_point_is_found_by_name(tmp_path: Path, monkeypatch: pytest.Mon
     ("change", "told"),
     [
         (("def identity", "def identify"), "lacks identity; see docs/encoders.md"),
-        (("class Small:", "class Small(torch.nn.Nothing):"), "cannot be made: AttributeError"),
-        (('return "small-1"', "return 3"), "identity() gives 3, not a text"),
+        (("class Small:", "class Small(torch.nn.Nothing):"), "cannot be created: AttributeError"),
+        (('return "small-1"', "return 3"), "identity() returns 3, not a string"),
         (('def identity(self):\n        return "small-1"', 'identity = "v1"'), "identity() fails: TypeError"),
         (('return "small-1"', 'return open("/none/w").read()'), "identity() fails: FileNotFoundError"),
         (("float() / 255", "float()"), "not torch.uint8 or numbers in [0, 1]"),
@@ -152,17 +152,17 @@ def test_an_entry_point_is_found_by_name(tmp_path: Path, monkeypatch: pytest.Mon
         (("20.0", "[1.0, 2.0]"), "scale is [1.0, 2.0], not a positive number"),
         (("(8, 8), [0.5, 0.5, 0.5]", "(8, 8), [0.5, 0.5]"), "std is [0.5, 0.5], not three positive numbers"),
         (("(8, 8), [", "(8, 8, 3), ["), "size is (8, 8, 3), not (height, width)"),
-        (("(8, 8), [", "(9, 9), ["), "preprocess() gives [3, 8, 8], not a tensor [3, 9, 9]"),
+        (("(8, 8), [", "(9, 9), ["), "preprocess() returns [3, 8, 8], not a tensor [3, 9, 9]"),
         (("arange(6.0)", "arange(5.0)"), "images have 6 dimensions and texts 5"),
         ((").flatten(1) @ W", ").flatten(1) @ W[:5]"), "fails on an image and two prompts: RuntimeError"),
         (("    def pixels", "    def points"), "its file must have one class with pixels and text"),
     ],
 )
-def test_what_it_gives_is_checked_in_the_plan(change: tuple[str, str], told: str, tmp_path: Path) -> None:
+def test_outputs_are_checked_when_the_run_is_planned(change: tuple[str, str], told: str, tmp_path: Path) -> None:
     assert change[0] in SMALL and told in refusal(write(tmp_path, SMALL.replace(*change)), tmp_path)
 
 
-def test_a_path_without_its_prefix_is_answered_with_the_command(tmp_path: Path) -> None:
+def test_a_path_without_its_prefix_gets_the_command(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(UserError, match=f"--encoder plugin:{tmp_path}/small.py"):
         parse_encoder(f"{tmp_path}/small.py")
@@ -171,10 +171,10 @@ def test_a_path_without_its_prefix_is_answered_with_the_command(tmp_path: Path) 
         parse_encoder(str(tmp_path))
 
 
-def test_names_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+def test_unknown_plugins_are_reported(tmp_path: Path) -> None:
     assert "nowhere.py does not exist" in refusal(f"plugin:{tmp_path}/nowhere.py", tmp_path)
-    assert "is no Python file" in refusal(f"plugin:{tmp_path}/", tmp_path)
-    assert "no package here has an entry point of oodbench.encoders; write plugin:FILE.py" in refusal(
+    assert "is not a Python file" in refusal(f"plugin:{tmp_path}/", tmp_path)
+    assert "no installed package has an entry point of oodbench.encoders; write plugin:FILE.py" in refusal(
         "plugin:x", tmp_path
     )
     spec = write(tmp_path)
@@ -201,7 +201,7 @@ def test_methods_that_need_a_missing_part_are_refused_by_name(tmp_path: Path, mo
 
     monkeypatch.chdir(tmp_path)
     spec = write(tmp_path)
-    weights = ROOT / "methods"  # any file: what lacks is told before weights are read
+    weights = ROOT / "methods"  # any file: missing parts are reported before weights are read
     asked = request_from(
         methods="react,zoc_coca,clipn,mcm", ood="glyphs-letters", encoder=spec, weights=(f"clipn={weights}/clipn.py",)
     )
@@ -209,7 +209,7 @@ def test_methods_that_need_a_missing_part_are_refused_by_name(tmp_path: Path, mo
         make_plan(asked)
     assert [line.replace(str(tmp_path), "T") for line in caught.value.problems] == [
         "react: plugin:T/small.py has no activations() and no project()",
-        "zoc_coca: plugin:T/small.py writes no captions; take a CoCa, such as --encoder " + COCA,
+        "zoc_coca: plugin:T/small.py does not write captions; use a CoCa, such as --encoder " + COCA,
         "clipn: plugin:T/small.py has no text_tower()",
     ]
     split = make_plan(dataclasses.replace(asked, methods="react", weights=(), encoder=write(tmp_path, SMALL + PARTS)))
@@ -230,7 +230,7 @@ def test_a_run_reads_it_and_a_second_run_computes_nothing(tmp_path: Path, cli: A
     assert again.returncode == 0 and again.stdout.splitlines()[:6] == table.splitlines()[:6]
 
 
-def test_a_detector_is_saved_without_the_code_and_loaded_with_it_named(tmp_path: Path) -> None:
+def test_a_saved_detector_needs_the_plugin_by_name(tmp_path: Path) -> None:
     spec = write(tmp_path)
     images = [Image.effect_noise((20, 20), sigma).convert("RGB") for sigma in (10.0, 200.0)]
     detector = oodbench.Detector("mcm", classes=["cat", "dog"], encoder=spec, store=tmp_path / "store").fit()
@@ -249,7 +249,7 @@ def test_a_detector_is_saved_without_the_code_and_loaded_with_it_named(tmp_path:
 
 @pytest.mark.slow
 def test_a_ray_worker_is_sent_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's file if the worker sees it, else the one that was sent; another source is refused."""
+    """The worker reads the driver's file if it exists there, else the sent file; another source is refused."""
     from oodbench.distributed import payload
     from oodbench.pipeline.plan import make_plan
     from oodbench.pipeline.request import request_from
@@ -280,16 +280,16 @@ def problems(spec: str) -> dict[str, str]:
     ("change", "check", "told"),
     [
         (("@ W", "@ W - images.mean()"), "does not depend on the batch", "pixels() changes by"),
-        (("@ W", "@ W + torch.rand(6)"), "is deterministic", "other embeddings the second time"),
+        (("@ W", "@ W + torch.rand(6)"), "is deterministic", "differ the second time"),
         (
             ("        return ((images", "        images += 1e-3\n        return ((images"),
             "leaves its input alone",
             "in place",
         ),
-        (("@ W", "@ W.detach() * float('nan')"), "gives finite embeddings that differ", "pixels() gives NaN"),
-        (("images - 0.5", "images.detach() - 0.5"), "is differentiable", "gives no gradients"),
-        (("float() / 255", "float()"), "can be made", "not torch.uint8 or numbers in [0, 1]"),
-        (('image.convert("RGB")', "image"), "preprocesses every mode", "preprocess() gives [1, 8, 8]"),
+        (("@ W", "@ W.detach() * float('nan')"), "gives finite embeddings that differ", "pixels() returns NaN"),
+        (("images - 0.5", "images.detach() - 0.5"), "is differentiable", "has no gradients"),
+        (("float() / 255", "float()"), "can be created", "not torch.uint8 or numbers in [0, 1]"),
+        (('image.convert("RGB")', "image"), "preprocesses every mode", "preprocess() returns [1, 8, 8]"),
     ],
 )
 def test_the_contract_finds_faults(
@@ -302,27 +302,27 @@ def test_the_contract_finds_faults(
     assert told in found[check], found
 
 
-def test_an_identity_that_is_another_each_time_is_found(tmp_path: Path) -> None:
+def test_an_unstable_identity_is_detected(tmp_path: Path) -> None:
     changing = SMALL.replace('return "small-1"', "return str(time.perf_counter_ns())").replace(
         "import torch", "import time, torch", 1
     )
-    assert "identity() differs each time it is made" in problems(write(tmp_path, changing))["can be made"]
+    assert "identity() differs between two objects" in problems(write(tmp_path, changing))["can be created"]
 
 
-def test_parts_that_contradict_each_other_are_found(tmp_path: Path) -> None:
+def test_contradictory_parts_are_detected(tmp_path: Path) -> None:
     made = contract.trial(write(tmp_path, SMALL + PARTS.replace("@ W", "@ W * 2")))
-    assert "project(activations(x)) differs from pixels(x)" in contract.splits_where_it_says(made)
+    assert "project(activations(x)) differs from pixels(x)" in contract.activations_and_project_match_pixels(made)
     tower = "\n    def text_tower(self):\n        return torch.nn.Identity()\n"
     made = contract.trial(write(tmp_path, SMALL + tower))
-    assert contract.has_a_text_tower_that_is_its_own(made) == "text_tower() gives [3, 3], text() [3, 6]"
+    assert contract.text_tower_matches_text(made) == "text_tower() returns [3, 3], text() [3, 6]"
     zeros = "\n\nclass Zeros(torch.nn.Module):\n    def forward(self, t):\n        return torch.zeros(len(t), 6)\n"
     made = contract.trial(write(tmp_path, SMALL + tower.replace("torch.nn.Identity", "Zeros") + zeros))
-    assert "text_tower()(tokenize(prompts)) differs" in contract.has_a_text_tower_that_is_its_own(made)
+    assert "text_tower()(tokenize(prompts)) differs" in contract.text_tower_matches_text(made)
 
 
 @pytest.mark.slow
 def test_the_contract_from_the_command_line(tmp_path: Path, process: Any) -> None:
-    """A second process is started: an identity from an address, or unseeded weights, are not the same there."""
+    """In a second process, an identity from an address and unseeded weights differ."""
     write(tmp_path)
     done = process("encoders", "check", "small.py", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "small.py: keeps the contract", done.stdout
@@ -335,6 +335,6 @@ def test_the_contract_from_the_command_line(tmp_path: Path, process: Any) -> Non
 
 
 def test_the_registry_and_plugins_do_not_share_modules(tmp_path: Path) -> None:
-    """A file may be a method's and an encoder's: it is imported under two names."""
+    """A file may define a method and an encoder: it is imported under two names."""
     module = registry.import_file("oodbench_plugin_x_1", Path(write(tmp_path).removeprefix("plugin:")))
     assert module is not registry.import_file("oodbench_encoder_x_1", tmp_path / "small.py")

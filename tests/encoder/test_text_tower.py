@@ -1,4 +1,4 @@
-"""The text tower with context vectors: its formula in float64 from its weights, gradients by finite differences."""
+"""The text tower with context vectors against its formula in float64, and gradients by finite differences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPTS = ["x x x cat.", "x x x two large dogs.", "x x x tree."]
 def text_by_hand(
     w: Mapping[str, Tensor], tokens: Tensor, context: Tensor, offset: Tensor | float = 0, quick: bool = False
 ) -> Tensor:
-    """CLIP's text tower prompt by prompt: token, or context, plus position, causal attention, and the end token."""
+    """CLIP's text tower, prompt by prompt: token or context plus position, causal attention, and the end token."""
     heads, rows = TEXT["heads"], []
     for number, row in enumerate(tokens):
         x = w["token_embedding.weight"][row]
@@ -45,7 +45,7 @@ def text_by_hand(
 @pytest.mark.parametrize(
     ("name", "per_prompt", "offset"), [("vit", False, False), ("vit-quickgelu", True, False), ("vit", True, True)]
 )
-def test_context_stands_after_the_start_token(name: str, per_prompt: bool, offset: bool, tmp_path: Path) -> None:
+def test_context_follows_the_start_token(name: str, per_prompt: bool, offset: bool, tmp_path: Path) -> None:
     clip, _ = encoder(FAMILIES[name], tmp_path)
     tower, tokens = clip.text_tower().double().eval(), clip.tokenize(PROMPTS)
     random = torch.Generator().manual_seed(1)
@@ -54,7 +54,7 @@ def test_context_stands_after_the_start_token(name: str, per_prompt: bool, offse
     added = torch.randn(TEXT["context_length"], TEXT["width"], generator=random, dtype=torch.float64)
     weights = {name: value.detach() for name, value in tower.state_dict().items()}
 
-    tower.requires_grad_(False)  # as methods use it: gradients pass through, and none arrives at a weight
+    tower.requires_grad_(False)  # as in methods: gradients pass through, but weights get none
     found = tower(tokens, added if offset else None, context)
     expected = text_by_hand(weights, tokens, context, added if offset else 0, name == "vit-quickgelu")
     assert (found - expected).abs().max() < 1e-10 * expected.abs().max()
@@ -68,7 +68,7 @@ def test_context_stands_after_the_start_token(name: str, per_prompt: bool, offse
     assert all(weight.grad is None for weight in tower.parameters())
 
 
-def test_embeddings_of_tokens_as_context_change_nothing(tmp_path: Path) -> None:
+def test_token_embeddings_as_context_have_no_effect(tmp_path: Path) -> None:
     clip, _ = encoder(FAMILIES["vit"], tmp_path)
     tower, tokens = clip.text_tower().eval(), clip.tokenize(PROMPTS)
     with torch.no_grad():

@@ -61,7 +61,7 @@ def siglip(vision: dict[str, Any] | None = None, text: dict[str, Any] | None = N
 
 
 def _random(model: Any) -> Any:
-    """No weight is left at zero or one."""
+    """Add noise to all weights, so that none is exactly zero or one, and return the model."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -103,7 +103,7 @@ def resolved(folder: Path, store: Path) -> ResolvedEncoder:
 
 
 def embeddings(model: Any, folder: Path, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The embeddings of transformers: normalised images as they are, texts through the tokenizer of the folder."""
+    """The embeddings of transformers, for normalised images and texts tokenized by the folder's tokenizer."""
     length = model.config.text_config.max_position_embeddings
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(
         PROMPTS, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
@@ -153,7 +153,7 @@ def test_embeddings_are_those_of_transformers(name: str, tmp_path: Path) -> None
 
 
 def test_activations_and_gradients_are_those_of_a_clip(tmp_path: Path) -> None:
-    """Methods that read activations, pixels' gradients or the text tower work as on open_clip's own checkpoints."""
+    """Methods that need activations, gradients of pixels or the text tower work as with open_clip's checkpoints."""
     model = clip()
     found = resolved(save(model, tmp_path / "model"), tmp_path)
     ours, images = OpenClip(found, "cpu", "fp32"), torch.rand(2, 3, 32, 32, requires_grad=True)
@@ -167,12 +167,12 @@ def test_activations_and_gradients_are_those_of_a_clip(tmp_path: Path) -> None:
     with torch.no_grad():
         assert model.config.text_config.eos_token_id == 3 and found.card.config["text_cfg"]["eos_id"] == 3
         torch.testing.assert_close(ours.text(PROMPTS), model.get_text_features(input_ids=tokens).pooler_output)
-    with pytest.raises(UserError, match="is not built as CLIP's"):  # it is read at a token that is not the highest
+    with pytest.raises(UserError, match="is not built like CLIP's"):  # it is read at a token that is not the highest
         ours.text_tower()
 
 
 def test_the_text_tower_of_a_clip_can_be_trained(tmp_path: Path) -> None:
-    """As OpenAI's configs have it, the highest token is the end token."""
+    """In OpenAI's configs, the highest token is the end token."""
     model = clip(text={"eos_token_id": 2})
     ours = OpenClip(resolved(save(model, tmp_path / "model"), tmp_path), "cpu", "fp32")
     tokens = ours.tokenize(PROMPTS)
@@ -205,7 +205,7 @@ def test_forms_of_weights(form: str, tmp_path: Path) -> None:
     assert_equal(found, model, folder)
 
 
-def test_a_shard_that_changes_or_is_missing_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_or_missing_shard_is_detected(tmp_path: Path) -> None:
     folder = save(clip(), tmp_path / "model", max_shard_size="20KB")
     first = resolved(folder, tmp_path)
     shard = sorted(folder.glob("model-*.safetensors"))[-1]
@@ -215,13 +215,13 @@ def test_a_shard_that_changes_or_is_missing_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the one that encoder .* was found with"):
         OpenClip(first, "cpu", "fp32")
     shard.unlink()
-    with pytest.raises(UserError, match=f"names {shard.name}, not there; complete the folder"):
+    with pytest.raises(UserError, match=f"names missing files, {shard.name}; complete the folder"):
         resolved(folder, tmp_path)
 
 
 @pytest.mark.parametrize("wrapper", ["", "model.", "module.clip."])
 def test_weights_under_transformers_names_fit_an_architecture_of_open_clip(wrapper: str, tmp_path: Path) -> None:
-    """A fine-tune that was saved as one file, as training loops write it: ARCH@FILE or CONFIG.json@FILE."""
+    """A fine-tuned model in one file, as written by training loops: ARCH@FILE or CONFIG.json@FILE."""
     model = clip()
     folder = save(model, tmp_path / "model")
     config = resolved(folder, tmp_path).card.config
@@ -276,7 +276,7 @@ def test_pixels_are_those_of_transformers(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close((ours.float() / 255 - mean) / std, expected, rtol=0, atol=2e-6)
 
 
-def test_the_processor_may_lie_in_the_config_of_the_whole_processor(tmp_path: Path) -> None:
+def test_the_image_processor_may_be_in_the_whole_processor_config(tmp_path: Path) -> None:
     folder = save(clip(), tmp_path / "model", {"size": 36, "crop_size": 32})
     given = json.loads((folder / "preprocessor_config.json").read_text())
     first = resolved(folder, tmp_path).card
@@ -293,7 +293,7 @@ def test_the_processor_may_lie_in_the_config_of_the_whole_processor(tmp_path: Pa
     assert bilinear.interpolation == "bilinear" and bilinear.identity != assumed.identity
 
 
-# What is refused, and what identifies an encoder
+# Refused models, and the identity of an encoder
 
 
 def refusal(folder: Path, store: Path) -> str:
@@ -311,11 +311,14 @@ def changed(folder: Path, file: str, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"model_type": "clip_text_model"}, "holds a text tower alone"),
-        ({"model_type": "siglip_vision_model"}, "holds an image tower alone"),
+        ({"model_type": "clip_text_model"}, "holds only a text tower"),
+        ({"model_type": "siglip_vision_model"}, "holds only an image tower"),
         ({"model_type": "siglip2"}, "NaFlex"),
-        ({"model_type": "blip"}, "is of the model type 'blip'; clip and siglip are read; write its towers as a plugin"),
-        ({"model_type": None}, "is of the model type 'none'"),
+        (
+            {"model_type": "blip"},
+            "has the model type 'blip'; clip and siglip are supported; write its towers as a plugin",
+        ),
+        ({"model_type": None}, "has the model type 'none'"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"vision_config": {**VISION, **SIZES, "hidden_act": "relu"}}, "hidden_act is 'relu'"),
         ({"vision_config": {**VISION, **SIZES, "hidden_act": "gelu"}}, "its towers compute gelu and quick_gelu"),
@@ -335,18 +338,18 @@ def test_other_models_are_refused(values: dict[str, Any], told: str, tmp_path: P
         ({"do_resize": False}, "do_resize is False"),
         ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
         ({"resample": 9}, "resample is 9"),
-        ({"crop_size": 16}, "it gives images of 16x16 pixels, the model reads 32x32"),
+        ({"crop_size": 16}, "it returns images of 16x16 pixels, the model takes 32x32"),
         ({"size": {"longest_edge": 32}}, "size is {'longest_edge': 32}"),
         ({"size": 30}, "it resizes to 30 pixels and crops 32"),
-        ({"do_center_crop": False}, "it gives images of 32 pixels"),
+        ({"do_center_crop": False}, "it returns images of 32 pixels"),
     ],
 )
-def test_preprocessing_that_is_another_is_refused(values: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_unsupported_preprocessing_is_refused(values: dict[str, Any], told: str, tmp_path: Path) -> None:
     folder = save(clip(), tmp_path / "model", {"size": 32, "crop_size": 32, **values})
     assert told in refusal(folder, tmp_path)
 
 
-def test_folders_that_are_not_complete_are_refused(tmp_path: Path) -> None:
+def test_incomplete_folders_are_refused(tmp_path: Path) -> None:
     folder = save(clip(), tmp_path / "model")
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -359,8 +362,8 @@ def test_folders_that_are_not_complete_are_refused(tmp_path: Path) -> None:
     inner = tmp_path / "sentences" / "0_CLIPModel"
     inner.mkdir(parents=True)
     (inner / "config.json").write_text("{}")
-    assert f"; take {inner}" in refusal(inner.parent, tmp_path)
-    assert "is no folder" in refusal(tmp_path / "nowhere", tmp_path)
+    assert f"; use {inner}" in refusal(inner.parent, tmp_path)
+    assert "is not a folder" in refusal(tmp_path / "nowhere", tmp_path)
     (inner / "config.json").write_text("[")
     assert "cannot be read as JSON" in refusal(inner, tmp_path)
 
@@ -414,7 +417,7 @@ def test_a_cached_repository_needs_no_network(cache: Path, tmp_path: Path) -> No
 def test_a_repository_is_downloaded_with_its_tokenizer_and_no_other_weights(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Hub is played by a folder: what its client is asked for is copied into the cache."""
+    """A folder stands in for the Hub: requested files are copied into the cache."""
     import fnmatch
     import shutil
 

@@ -1,4 +1,4 @@
-"""The access card: what follows from the needs, what is declared, and the group of a method."""
+"""The access card: fields that follow from the needs, declared fields, and the group of a method."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def described(folder: Path, body: str) -> MethodInfo:
     return registry.methods([file])["mine"]
 
 
-def test_cards_of_the_built_in_methods() -> None:
+def test_access_cards_of_built_in_methods() -> None:
     found = {name: (info.card().group, info.card().facts) for name, info in registry.methods().items()}
     captions = "training on captions or other data"
     expected: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -53,7 +53,7 @@ def test_cards_of_the_built_in_methods() -> None:
     assert {name: found[name] for name in expected} == expected
 
 
-def test_the_value_that_is_calibrated_replaces_the_id_images() -> None:
+def test_a_given_calibrated_value_needs_no_id_images() -> None:
     react = registry.methods()["react"]
     assert react.card().id_images and not react.card({**react.defaults(), "threshold": 1.0}).id_images
 
@@ -77,7 +77,7 @@ def test_the_card_of_a_plugin(tmp_path: Path, body: str, group: str, facts: tupl
     registry.load(info)
 
 
-def test_shots_make_labels_a_number() -> None:
+def test_shots_are_the_number_of_labels() -> None:
     needs = ("FEATURES", "CALIBRATION", "LABELS")
     assert complete(Access(), needs, shots=4) == Access(id_images=True, id_labels=4)
     assert complete(Access(), needs, shots=4).group == FEW_SHOT
@@ -112,7 +112,7 @@ def test_a_subclass_inherits_the_card_and_may_replace_it(tmp_path: Path) -> None
         assert registry.methods([file])["mine"].card() == card
 
 
-def test_a_card_that_the_source_does_not_show_is_refused(tmp_path: Path) -> None:
+def test_a_card_that_the_source_does_not_state_is_refused(tmp_path: Path) -> None:
     info = described(tmp_path, "")
     with info.path.open("a") as file:
         file.write("\n\nMine.access = Access(stream=True)\n")

@@ -68,7 +68,7 @@ FORMULAS: list[tuple[str, int, Callable[[Array], Array]]] = [
 
 
 @pytest.mark.parametrize(("kind", "severity", "formula"), FORMULAS)
-def test_corruption_is_its_formula(
+def test_corruption_equals_its_formula(
     kind: str, severity: int, formula: Callable[[Array], Array], photo: Image.Image
 ) -> None:
     pixels = np.asarray(photo)[70:166, 90:186]
@@ -94,7 +94,7 @@ def test_motion_blur_is_a_mean_along_a_line() -> None:
         ("impulse_noise", 3, 0.5, (0.09 * 0.25) ** 0.5),
     ],
 )
-def test_noise_has_its_moments(kind: str, severity: int, mean: float, deviation: float) -> None:
+def test_noise_has_the_expected_moments(kind: str, severity: int, mean: float, deviation: float) -> None:
     grey = np.full((200, 200, 3), 127.5)
     noisy = apply(kind, severity, grey)
     assert noisy.mean() == pytest.approx(mean, abs=4 * deviation / noisy.size**0.5)
@@ -113,7 +113,7 @@ def test_fog_lies_over_the_image(photo: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_kinds_keep_an_image_an_image(kind: str, photo: Image.Image) -> None:
+def test_every_kind_returns_an_image(kind: str, photo: Image.Image) -> None:
     """Severity 5 is further from the image than severity 1; random kinds follow their generator."""
     pixels = np.asarray(photo)[:SIDE, :SIDE]
     made = [
@@ -144,7 +144,7 @@ def test_order_is_resize_crop_corrupt_jpeg(resize: int, photo: Image.Image) -> N
 @pytest.mark.parametrize(
     "image", [Image.new("L", (3, 500), 7), Image.new("RGB", (1, 1)), Image.new("RGB", (224, 224), "white")]
 )
-def test_odd_images_can_be_corrupted(image: Image.Image) -> None:
+def test_flat_images_can_be_corrupted(image: Image.Image) -> None:
     """Flat images have no edges, no hue and no contrast."""
     for kind in ("brightness", "saturate", "contrast", "pixelate"):
         assert corrupted(image, kind, 5).size == (224, 224)

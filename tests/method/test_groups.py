@@ -1,4 +1,4 @@
-"""The groups of --methods: what each holds, mixed with names, and what is skipped in a group but refused by name."""
+"""The groups of --methods: their members, mixed with names; methods skipped in a group but refused by name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write(file: Path, body: str) -> Path:
     return file
 
 
-def test_the_default_is_the_nine() -> None:
+def test_the_default_is_the_nine_core_methods() -> None:
     assert RunRequest().methods == "core" and labels("core") == NINE
     assert {job.info.name for job in jobs("core")} - set(NINE) == {"zoc_coca"}  # skipped without a CoCa
     assert set(labels("all")) == set(NINE) and len(jobs("all")) == len(registry.methods())
@@ -91,7 +91,7 @@ def test_groups_mix_with_names_and_a_method_is_one_row() -> None:
         ("", "write e.g. --methods mcm,energy, or --methods core"),
     ],
 )
-def test_what_is_no_group_is_refused(methods: str, said: str) -> None:
+def test_unknown_groups_are_refused(methods: str, said: str) -> None:
     with pytest.raises(UserError) as error:
         jobs(methods)
     assert said in str(error.value)

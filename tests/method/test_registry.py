@@ -1,4 +1,4 @@
-"""Methods found and described without being imported; who may import whom; what listing must not load."""
+"""Methods are found and described without being imported; allowed imports; modules that a listing must not load."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_the_needs_are_those_of_the_flag() -> None:
         ("\0", "it cannot be read"),
     ],
 )
-def test_a_file_that_is_no_method_says_why(body: str, said: str, tmp_path: Path) -> None:
+def test_a_file_without_a_method_has_a_problem(body: str, said: str, tmp_path: Path) -> None:
     found = problem(tmp_path, body)
     assert said in found and "\n" not in found
     assert said in listings.methods(registry.methods([tmp_path / "mine.py"]).values())
@@ -172,7 +172,7 @@ def test_a_file_that_is_no_method_says_why(body: str, said: str, tmp_path: Path)
         registry.load(registry.methods([tmp_path / "mine.py"])["mine"])
 
 
-def test_a_base_class_by_its_full_name_will_do(tmp_path: Path) -> None:
+def test_a_base_class_may_have_its_full_name(tmp_path: Path) -> None:
     assert not problem(tmp_path, GOOD.replace("(Method[None])", "(oodbench.method.Method[None])"))
     assert not problem(
         tmp_path, "class _Net(Module): pass\nclass MethodConfig: pass\nclass C(MethodConfig): pass" + GOOD
@@ -186,10 +186,10 @@ def test_a_base_class_by_its_full_name_will_do(tmp_path: Path) -> None:
         ("raise ValueError('one\\ntwo')\n", "does not import: ValueError: one; -v"),
         ("raise SystemExit(3)\n", "does not import: SystemExit: 3"),
         ("Method = object\n", "does not import: TypeError"),
-        ("class Method:\n    def __class_getitem__(cls, x): return cls\n", "Mine is no subclass of oodbench.method"),
+        ("class Method:\n    def __class_getitem__(cls, x): return cls\n", "Mine is not a subclass of oodbench.method"),
     ],
 )
-def test_a_plugin_that_does_not_import_says_so_when_loaded(line: str, said: str, tmp_path: Path) -> None:
+def test_a_failed_import_is_reported_when_loaded(line: str, said: str, tmp_path: Path) -> None:
     info = registry.methods([plugin(tmp_path, line + GOOD)])["mine"]
     assert not info.problem
     with pytest.raises(UserError) as error:
@@ -203,7 +203,7 @@ def test_a_plugin_is_loaded_once(tmp_path: Path) -> None:
     assert registry.make(info, {"shift": 2.0}).shift == 2.0  # type: ignore[attr-defined]
 
 
-def test_a_value_that_a_method_refuses_is_the_users(tmp_path: Path) -> None:
+def test_a_value_that_a_method_refuses_is_a_user_error(tmp_path: Path) -> None:
     info = registry.methods()["clipn"]
     with pytest.raises(UserError, match=r"^clipn: offsets=0 must be at least 1$"):
         registry.make(info, {**info.defaults(), "offsets": 0})
@@ -232,7 +232,7 @@ def test_plugin_files_that_cannot_be_methods_are_refused(tmp_path: Path, monkeyp
     assert registry.methods([Path("~/mine.py")])["mine"].path == tmp_path / "mine.py"
 
 
-def test_the_digest_follows_parts_beside_the_file(tmp_path: Path) -> None:
+def test_the_digest_depends_on_modules_next_to_the_file(tmp_path: Path) -> None:
     path = plugin(tmp_path, "from ._part import x\nimport json\n" + GOOD)
     (tmp_path / "_part.py").write_text("from mine._deep import y\n")
     (tmp_path / "_other.py").write_text("")
@@ -248,7 +248,7 @@ def test_the_digest_follows_parts_beside_the_file(tmp_path: Path) -> None:
     assert describe("mine", path, "plugin", "").problem == ""
 
 
-# A file of a method, and how the method comes to it.
+# A file of a method, and how the method refers to it.
 PARTS = {
     "helper.py": "from .helper import x",
     "helper.py beside": "from . import helper",
@@ -266,7 +266,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_digest_follows_all_that_a_method_is_made_of(part: str, tmp_path: Path) -> None:
+def test_the_digest_depends_on_every_file_of_a_method(part: str, tmp_path: Path) -> None:
     path = plugin(tmp_path, PARTS[part] + "\n" + GOOD)
     (tmp_path / "sub/deep").mkdir(parents=True)
     (tmp_path / "sub/__init__.py").write_text("")
@@ -287,7 +287,7 @@ def test_the_digest_follows_all_that_a_method_is_made_of(part: str, tmp_path: Pa
     assert describe("mine", path, "plugin", "").source == after
 
 
-def test_a_plugin_with_parts_runs_with_them_as_they_are_now(tmp_path: Path) -> None:
+def test_a_plugin_runs_with_the_current_version_of_its_modules(tmp_path: Path) -> None:
     path = plugin(tmp_path, "from .sub.mod import x\n" + GOOD.replace(".amax(-1)", ".amax(-1) * x"))
     (tmp_path / "sub").mkdir()
     found = []
@@ -299,7 +299,7 @@ def test_a_plugin_with_parts_runs_with_them_as_they_are_now(tmp_path: Path) -> N
     assert found[0][0] != found[1][0] and [x for _, x in found] == [1, -1]
 
 
-def test_the_digest_of_an_installed_package_follows_its_modules(
+def test_the_digest_of_an_installed_package_depends_on_its_modules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "pack_of_mine"
@@ -332,7 +332,7 @@ class Better(Base):
     def score(self, batch, task, state):
         return -super().score(batch, task, state)
 '''
-# Where Base comes from.
+# The module that defines Base.
 BASES = {
     "the same file": (GOOD.replace("class Mine", "class Base"), ""),
     "the same file, generic": (GOOD.replace("class Mine(Method[None])", "class Base(Method[State])"), ""),
@@ -371,7 +371,7 @@ def test_a_subclass_in_one_file_is_the_method(where: str, tmp_path: Path) -> Non
         "Base = registry.load(registry.method_info('react', registry.methods()))\n",
     ],
 )
-def test_a_subclass_of_a_built_in_method_inherits_what_it_is(imports: str, tmp_path: Path) -> None:
+def test_a_subclass_of_a_built_in_method_inherits_its_description(imports: str, tmp_path: Path) -> None:
     react = registry.methods()["react"]
     bare = "from dataclasses import dataclass\n"
     body = imports + SUBCLASS.replace('    """Better."""\n', "").replace("    shift: float = 3.0\n", "")
@@ -409,7 +409,7 @@ def test_needs_may_add_to_those_that_are_inherited(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_method_that_cannot_be_told_is_an_error(body: str, said: str, tmp_path: Path) -> None:
+def test_an_ambiguous_method_is_an_error(body: str, said: str, tmp_path: Path) -> None:
     assert re.search(said, problem(tmp_path, body))
 
 
@@ -424,7 +424,7 @@ def test_a_method_that_cannot_be_told_is_an_error(body: str, said: str, tmp_path
         (GOOD + "Mine.needs = Needs.ACTIVATIONS\n", "its needs are ACTIVATIONS, of its source FEATURES | PIXELS"),
     ],
 )
-def test_what_the_source_does_not_show_is_refused(body: str, said: str, tmp_path: Path) -> None:
+def test_attributes_that_the_source_does_not_state_are_refused(body: str, said: str, tmp_path: Path) -> None:
     info = registry.methods([plugin(tmp_path, body)])["mine"]
     assert not info.problem
     with pytest.raises(UserError, match=re.escape(said)):
@@ -499,12 +499,12 @@ def test_parameters_are_checked(tmp_path: Path) -> None:
         registry.method_info("mcn", registry.methods())
 
 
-# Who may import whom
+# Allowed imports
 
 
 @functools.cache  # several tests read all files
 def imports(path: Path, *, top: bool) -> tuple[str, ...]:
-    """Full names that a file imports; `top`: when it is imported itself, so not those of functions."""
+    """Return the full names that a file imports; `top` excludes imports inside functions."""
     found: list[str] = []
     todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while todo:
@@ -526,7 +526,7 @@ def imports(path: Path, *, top: bool) -> tuple[str, ...]:
 
 
 def importers(module: str, *, top: bool = False) -> set[str]:
-    """Files of the checkout that import a module."""
+    """Return the files of the checkout that import a module."""
     files = [p for folder in ("oodbench", "methods") for p in (ROOT / folder).rglob("*.py")]
     return {
         path.relative_to(ROOT).as_posix()
@@ -535,7 +535,7 @@ def importers(module: str, *, top: bool = False) -> set[str]:
     }
 
 
-def test_methods_import_nothing_of_oodbench_but_its_contract() -> None:
+def test_methods_import_only_the_interface_of_oodbench() -> None:
     for path in (ROOT / "methods").rglob("*.py"):
         own = {name for name in imports(path, top=False) if name.split(".")[0].startswith("oodbench")}
         allowed = ("oodbench.method.", "oodbench_methods.")  # a method may be a subclass of another one
@@ -546,18 +546,18 @@ def test_methods_are_looked_up_by_name() -> None:
     assert not {name for name in importers("oodbench_methods") if name.startswith("oodbench/")}
 
 
-def test_heavy_libraries_stay_in_their_rooms() -> None:
+def test_heavy_libraries_are_imported_by_one_package() -> None:
     assert {p for p in importers("open_clip") if not p.startswith("oodbench/encoder/")} <= {
         "tools/glyphs/train.py",
     }
     assert not {p for p in importers("mlflow") if not p.startswith("oodbench/tracking/")}
     assert not {p for p in importers("matplotlib") if not p.startswith("oodbench/report/figures/")}
     assert not {p for p in importers("ray") if not p.startswith("oodbench/distributed/")}
-    assert not importers("ray", top=True), "ray is imported when a cluster is asked for"
+    assert not importers("ray", top=True), "ray is imported when a cluster is requested"
 
 
 def test_torch_is_imported_late() -> None:
-    """Only files that are themselves imported late may import torch when they are: listing and warm runs need none."""
+    """Only files that are imported late may import torch at the top: listings and warm runs need no torch."""
     rooms = ("methods/", "oodbench/method/", "oodbench/encoder/", "oodbench/data/glyphs/", "oodbench/training/")
     files = {f"oodbench/pipeline/{name}.py" for name in ("contract", "extract", "stream_contract", "trial")}
     light = {"card", "resolve", "world", "render", "textures", "concepts", "captions", "fonts"}
@@ -590,7 +590,7 @@ def test_torch_is_imported_late() -> None:
         ["report", "--help"],
     ],
 )
-def test_listing_loads_nothing_heavy(command: list[str]) -> None:
+def test_listing_imports_no_heavy_library(command: list[str]) -> None:
     code = (
         "import json, sys\nfrom oodbench.cli import main\n"
         f"try:\n    main({command!r})\nexcept SystemExit as end:\n    assert not end.code\n"

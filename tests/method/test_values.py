@@ -1,4 +1,4 @@
-"""Values as users write them, read and made to fit."""
+"""Parsing of the values that users write, and their conversion to types."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_values_are_literals_or_text(text: str, value: object) -> None:
         ("anything", "Path", "anything"),
     ],
 )
-def test_a_value_takes_the_form_of_its_type(value: object, kind: str, expected: Any) -> None:
+def test_a_value_is_converted_to_its_type(value: object, kind: str, expected: Any) -> None:
     fitted = conform(value, kind)
     assert fitted == expected and type(fitted) is type(expected)
     if isinstance(expected, tuple | list):
@@ -177,7 +177,7 @@ def test_names_keep_commas_in_double_quotes() -> None:
         {"flag": True},
     ],
 )
-def test_a_label_reads_back_as_what_it_names(changed: dict[str, Any]) -> None:
+def test_a_label_can_be_parsed(changed: dict[str, Any]) -> None:
     defaults = {"scale": 100.0, "name": "simple", "several": (), "flag": False}
     text = label("energy", {**defaults, **changed}, defaults)
     (choice,) = parse_choices(text)

@@ -1,4 +1,4 @@
-"""Hyper-parameters with which methods that encode thousands of words run in seconds."""
+"""Hyper-parameters for fast runs of methods that encode thousands of words."""
 
 from __future__ import annotations
 

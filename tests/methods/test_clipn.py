@@ -95,7 +95,7 @@ ENERGY = [1.567752, 1.796309, 1.844582, 1.750183]
 
 @pytest.mark.parametrize("s", [1, 10])
 @pytest.mark.parametrize(("rule", "expected"), [("ctw", CTW), ("atd", ATD)])
-def test_the_score_is_the_paper_s_at_golden_values(s: int, rule: str, expected: dict[int, list[float]]) -> None:
+def test_scores_at_golden_values(s: int, rule: str, expected: dict[int, list[float]]) -> None:
     f, g, h = (x.float() for x in golden())
     odds = scored(clipn(rule=rule, scale=float(s)), f, g, h)
     np.testing.assert_allclose(1 / (1 + np.exp(-odds)), expected[s], atol=2e-6)
@@ -111,15 +111,15 @@ def test_neighbours_at_golden_values() -> None:
         np.testing.assert_allclose(method.score(batch, small(g, scale=1.0), None).double().numpy(), expected, atol=2e-6)
 
 
-def test_log_odds_keep_apart_what_a_float32_probability_ties() -> None:
-    """At scale 100 clear images all have probability 1 in float32, the released form; the order is float64's."""
+def test_log_odds_do_not_tie_where_float32_probabilities_do() -> None:
+    """At scale 100 confident images all have probability 1 in the released float32 form; log-odds order them."""
     rng = np.random.default_rng(0)
     vectors = [rng.normal(size=shape) for shape in ((200, 16), (5, 16), (5, 16))]
     f, g, h = (torch.nn.functional.normalize(torch.from_numpy(x), dim=-1) for x in vectors)
     a, b = 100 * (f @ g.T).numpy(), 100 * (f @ h.T).numpy()
     p = np.exp(a - a.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
-    unsure = (p / (1 + np.exp(a - b))).sum(1)  # p_(C+1), exact however small
+    unsure = (p / (1 + np.exp(a - b))).sum(1)  # p_(C+1), exact even if it is tiny
     sure = (p / (1 + np.exp(b - a))).sum(1)
     odds = scored(clipn(), f, g, h)
     np.testing.assert_allclose(odds, np.log(sure) - np.log(unsure), rtol=1e-6, atol=1e-6)
@@ -173,7 +173,7 @@ def test_before_training_everything_is_undecided(prompt: str) -> None:
         np.testing.assert_allclose(odds, 0, atol=1e-4)
 
 
-def test_only_the_no_side_learns_and_all_of_it() -> None:
+def test_exactly_the_no_parameters_are_trained() -> None:
     method, world, module = start()
     before = world.encoder.text(["a bell", "a drum"])
     pairs = world.pairs(0)
@@ -201,7 +201,7 @@ def test_offsets_are_drawn_per_pair_and_the_mean_among_them() -> None:
     assert torch.equal(half.draw(17), pairs.draw(17)[64:])  # whatever the chunk
 
 
-def test_mean_offset_and_mean_feature_differ_as_they_say() -> None:
+def test_mean_offset_and_mean_feature_differ() -> None:
     _, world, module = start()
     with torch.no_grad():
         module.prompt_no.normal_()  # type: ignore[operator]
@@ -307,7 +307,7 @@ def test_two_rules_are_two_rows_that_name_their_weights(trained: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_other_weights_are_another_row(trained: Path, tmp_path: Path) -> None:
+def test_other_weights_give_another_row(trained: Path, tmp_path: Path) -> None:
     other = written(tmp_path / "other.safetensors", {}, seed=1)
     for file in (trained, other):
         assert run(tmp_path, "--methods", "clipn", "--weights", f"clipn={file}").exit_code == 0
@@ -316,7 +316,7 @@ def test_other_weights_are_another_row(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_training_fixed_is_taken_from_the_header_and_nothing_else_is_accepted(tmp_path: Path) -> None:
+def test_trained_hyper_parameters_come_from_the_header_alone(tmp_path: Path) -> None:
     file = written(tmp_path / "hand.safetensors", {"prompt": "handcrafted", "tso": 0.0})
     done = run(tmp_path, "--methods", "clipn", "--weights", f"clipn={file}")
     assert done.exit_code == 0, done.output
@@ -327,7 +327,7 @@ def test_what_training_fixed_is_taken_from_the_header_and_nothing_else_is_accept
     refused = run(tmp_path, "--methods", "clipn[prompt=learnable]", "--weights", f"clipn={file}")
     assert refused.exit_code == 2 and "trained with prompt=handcrafted, not with prompt=learnable" in refused.output
     refused = run(tmp_path, "--methods", "clipn,clipn[tso=0.0]", "--weights", f"clipn={file}")
-    assert refused.exit_code == 2 and "is asked for twice" in refused.output
+    assert refused.exit_code == 2 and "is requested twice" in refused.output
 
 
 def test_weights_of_another_encoder_or_method_are_refused(trained: Path, tmp_path: Path) -> None:
@@ -344,11 +344,11 @@ def test_weights_of_another_encoder_or_method_are_refused(trained: Path, tmp_pat
         assert done.exit_code == 2 and message in done.output
 
 
-def test_damaged_weights_are_told(trained: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_reported(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "cut.safetensors"
     file.write_bytes(trained.read_bytes()[:5])
     done = run(tmp_path, "--methods", "clipn", "--weights", f"clipn={file}")
-    assert done.exit_code == 2 and "cannot be read: it is cut short" in done.output
+    assert done.exit_code == 2 and "cannot be read: it is truncated" in done.output
 
 
 def stock() -> dict[str, Tensor]:
@@ -360,7 +360,7 @@ def stock() -> dict[str, Tensor]:
 
 
 def release(trained: Path, *, learnable: bool = True) -> dict[str, Tensor]:
-    """Weights in the release's layout: everything in one model, `_no` after the first part of a name."""
+    """Return weights in the released layout: everything in one model, `_no` after the first part of a name."""
     from safetensors.torch import load_file
 
     state = dict(stock())
@@ -424,7 +424,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_weights_can_be_shown_and_written_as_the_release_has_them(trained: Path, tmp_path: Path) -> None:
+def test_weights_are_shown_and_written_in_the_released_format(trained: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(main, ["weights", str(trained)])
     assert shown.exit_code == 0 and "clipn" in shown.output and "glyphs" in shown.output
     out = tmp_path / "released.pt"
@@ -449,10 +449,10 @@ def test_without_weights_the_error_names_the_command_that_trains_them(tmp_path: 
         ("clipn", "write METHOD=FILE"),
         ("clipm=x.pt", "did you mean 'clipn'"),
         ("mcm=x.pt", "mcm reads no weights"),
-        ("clipn=nowhere.pt", "nowhere.pt is not there"),
+        ("clipn=nowhere.pt", "nowhere.pt does not exist"),
     ],
 )
-def test_weights_that_cannot_be_meant_are_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_impossible_weights_are_refused(text: str, message: str, tmp_path: Path) -> None:
     done = run(tmp_path, "--methods", "clipn", "--weights", text)
     assert done.exit_code == 2 and message in done.output
 
@@ -465,7 +465,7 @@ def test_shipped_weights_serve_the_embedded_encoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_packed_weights_are_released_whole(tmp_path: Path) -> None:
+def test_packed_weights_are_exported_completely(tmp_path: Path) -> None:
     from oodbench.pipeline.weights import SHIPPED
 
     out = tmp_path / "new" / "released.pt"
@@ -483,8 +483,8 @@ def test_no_offsets_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_prompts_of_a_training_are_those_of_the_scores(tmp_path: Path) -> None:
-    """The "no" tower of the hand-crafted variant has learnt to read its own templates."""
+def test_scores_use_the_prompts_of_the_training(tmp_path: Path) -> None:
+    """The "no" tower of the hand-crafted variant was trained with its own templates."""
     own = {"templates": "a {}", "no_templates": "no {}"}
     file = written(tmp_path / "hand.safetensors", {"prompt": "handcrafted", **own})
     one = Detector("clipn", classes=["cloud", "comet"], weights=file).fit()

@@ -1,4 +1,4 @@
-"""A checkpoint in CLIPN's released layout at its real width, as a user would run it; scores by other code."""
+"""A checkpoint in CLIPN's released layout at its real width, run as by a user; scores by independent code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = ("garden snail", "tractor")
 
 
 def released(stock: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the release saves: the stock model, a moved copy of its text side under `_no` names, and the offsets."""
+    """Return a released checkpoint: the stock model, a changed copy of its text tower as `_no`, and the offsets."""
     state = dict(stock)
     for name, tensor in stock.items():
         first, dot, rest = name.partition(".")

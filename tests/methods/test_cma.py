@@ -1,4 +1,4 @@
-"""CMA against a softmax over class names and agents that are written out one by one."""
+"""CMA against an explicit softmax over class names and agents."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def batch(world: ToyWorld, method: Any) -> Any:
 
 
 @pytest.mark.parametrize(("share", "near"), [(0.6, 0.95), (0.7, 0.5), (0.3, 1.0)])
-def test_the_score_is_the_paper_s_softmax_of_the_mined_pool(
+def test_the_score_is_the_softmax_over_the_mined_pool(
     share: float, near: float, world: ToyWorld, features: torch.Tensor, tmp_path: Path
 ) -> None:
     """Pool, mining and score word by word in numpy; only the permutation is the method's own."""
@@ -121,7 +121,7 @@ def test_the_score_is_the_paper_s_softmax_of_the_mined_pool(
     assert (predicted == id_side.argmax(1)).all()
 
 
-def test_csp_is_neglabel_without_its_own_steps(world: ToyWorld, tmp_path: Path) -> None:
+def test_csp_without_its_steps_equals_neglabel(world: ToyWorld, tmp_path: Path) -> None:
     words = f"{corpus(tmp_path / 'words')}/"
     shared: dict[str, Any] = {"words": words, "groups": 7, "share": 0.4, "permutation": 2}
     task = world.task()
@@ -146,8 +146,8 @@ def test_csp_is_neglabel_without_its_own_steps(world: ToyWorld, tmp_path: Path) 
         assert not torch.allclose(other.score(batch(world, other), task, other.fit(task)), expected)
 
 
-def test_superclasses_depend_on_words_and_seed_alone(world: ToyWorld, tmp_path: Path) -> None:
-    """The order of lines in the files, which differs between versions, moves no superclass."""
+def test_superclasses_depend_only_on_words_and_seed(world: ToyWorld, tmp_path: Path) -> None:
+    """The order of lines in the files, which differs between versions, has no effect."""
     pools = [
         set(made(words=f"{corpus(tmp_path / str(seed), seed)}/", share=1.0, near=1.0, groups=1).fit(world.task()).words)
         for seed in (0, 1)
@@ -199,7 +199,7 @@ def test_id_names_can_be_left_out(world: ToyWorld, tmp_path: Path) -> None:
     kept, dropped = (set(made(**settings, drop_names=drop).fit(world.task()).words) for drop in (False, True))
     assert not {"cactus", "fern"} & dropped
     nouns = len(_wordnet.read_words(f"{folder}/", made().exclude).nouns)
-    assert len(kept) - len(dropped) == int(0.99 * nouns) - int(0.99 * (nouns - 2))  # the share is of the others
+    assert len(kept) - len(dropped) == int(0.99 * nouns) - int(0.99 * (nouns - 2))  # the fraction of the others
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""EOE against its formulas in numpy, and how its list of outlier names is read."""
+"""EOE against its formulas in numpy, and the parsing of its list of outlier names."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_names_are_read_as_the_released_code_reads_them(
     assert list(method.fit(world.task()).names) == used
 
 
-def test_names_near_to_a_class_are_left_out_as_asked(world: ToyWorld, file: Path) -> None:
+def test_names_near_a_class_are_left_out(world: ToyWorld, file: Path) -> None:
     texts = world.encoder.text([f"a photo of a {name}" for name in [*CLASSES, *USED]]).double().numpy()
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     largest = (texts[len(CLASSES) :] @ texts[: len(CLASSES)].T).max(1)
@@ -120,7 +120,7 @@ def test_a_file_without_names_is_refused(text: str | None, message: str, tmp_pat
         made(words=f"{tmp_path}/names.json")
 
 
-def test_without_a_list_the_command_that_gets_one_is_told() -> None:
+def test_without_a_list_the_message_has_the_command_for_one() -> None:
     with pytest.raises(UserError, match=r"(?s)it needs words=FILE.*oodbench get words eoe\n.*--set eoe.words=FILE"):
         made()
 
@@ -131,5 +131,5 @@ def test_a_list_of_class_names_alone_is_refused(world: ToyWorld, tmp_path: Path)
         made(words=f"{tmp_path}/names.txt").fit(world.task())
 
 
-def test_the_card_says_that_a_language_model_wrote_words() -> None:
+def test_the_card_has_words_of_a_language_model() -> None:
     assert registry.methods()["eoe"].access.lm_words

@@ -94,7 +94,7 @@ def text(world: ToyWorld) -> Cosines:
     return vectors
 
 
-# The same for methods that look past the cosines.
+# The same for methods that read more than the cosines.
 DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], Cosines]]]] = {
     "react": [
         ({}, lambda world, x: react(world, x, 90, None)),
@@ -163,7 +163,7 @@ def test_score_is_the_formula_through_the_tower(name: str, number: int, world: T
 
 
 @pytest.mark.parametrize(("zero", "moved"), [("minus", -0.01), ("none", 0.0)])
-def test_odin_moves_where_the_gradient_is_zero_as_asked(zero: str, moved: float, world: ToyWorld) -> None:
+def test_odin_at_a_zero_gradient(zero: str, moved: float, world: ToyWorld) -> None:
     """With one class its probability is 1 and every gradient 0."""
     seen = []
 
@@ -226,8 +226,8 @@ def test_odin_s_step_is_in_pixels_of_0_to_1(world: ToyWorld) -> None:
     assert (scores - still).min() > 1e-4  # the step is seen
 
 
-def test_odin_keeps_to_its_memory(world: ToyWorld) -> None:
-    """The step on 96 images is taken in as many parts as the memory asks for, with the same scores."""
+def test_odin_respects_its_memory_limit(world: ToyWorld) -> None:
+    """The step on 96 images is divided into as many parts as the memory requires, with the same scores."""
     sizes = []
 
     class Counting(ToyEncoder):
@@ -252,8 +252,8 @@ def test_odin_keeps_to_its_memory(world: ToyWorld) -> None:
     torch.testing.assert_close(scores[2.0], scores[2e-6])
 
 
-def test_odin_does_not_count_a_weight_for_every_image(world: ToyWorld) -> None:
-    """A weight that is seen once per image or token is one piece of memory all the same."""
+def test_odin_counts_the_memory_of_a_weight_once(world: ToyWorld) -> None:
+    """A weight that is saved for each image or token uses memory once."""
     sizes = []
 
     class Spread(ToyEncoder):
@@ -279,7 +279,7 @@ def test_every_method_has_a_formula() -> None:
     built_in = {name for name, info in registry.methods().items() if info.origin == "built-in"}
     assert built_in == set(FORMULAS) | set(DEEPER) | set(ELSEWHERE)
     for name, path in ELSEWHERE.items():
-        assert "def test_the_score_is_the_paper_s" in path.read_text(), name
+        assert "def test_the_score_equals_the_paper_s_formula" in path.read_text(), name
 
 
 def test_a_confident_softmax_does_not_tie(world: ToyWorld) -> None:

@@ -87,7 +87,7 @@ def lvis() -> Tensor:
     return torch.nn.functional.normalize(torch.from_numpy(np.load(path)).float(), dim=-1)
 
 
-def test_the_released_files_hold_the_known_numbers_of_words(released: Path) -> None:
+def test_the_released_files_have_the_published_numbers_of_words(released: Path) -> None:
     files = {name: _wordnet.read_lines(released / f"txtfiles/{name}.txt") for name in _wordnet.FILES}
     assert len(files) == len(list((released / "txtfiles").glob("*.txt"))) == 27
     assert sum(map(len, files.values())) == 79_455
@@ -125,7 +125,7 @@ def test_the_released_selection_is_used_as_it_is(released: Path) -> None:
             neglabel(words=str(path), **parameters).fit(random_task())
 
 
-def test_the_shipped_list_is_what_the_script_makes_of_wordnet() -> None:
+def test_the_shipped_list_follows_from_wordnet() -> None:
     path = Path(_wordnet.__file__).with_name(_wordnet.SHIPPED)
     files = _wordnet.read_list(path)
     assert set(files) == set(_wordnet.FILES)
@@ -187,7 +187,7 @@ def test_the_score_is_the_paper_s_softmax(groups: int, lvis: Tensor) -> None:
     np.testing.assert_allclose(1 / (1 + np.exp(-score)), 1 - unknown, rtol=1e-6)
 
 
-def test_scores_stay_finite_and_apart_where_the_probability_is_1_or_0() -> None:
+def test_scores_are_finite_and_distinct_at_probabilities_of_1_and_0() -> None:
     """Cosines of -1 and 1 at scale 100: e^-200 is 0 in float32, and S is exactly 1 or 0."""
     angles = torch.linspace(0, torch.pi, 50)
     features = torch.stack([angles.cos(), angles.sin()], dim=-1)
@@ -200,7 +200,7 @@ def test_scores_stay_finite_and_apart_where_the_probability_is_1_or_0() -> None:
     assert score[-1].item() == pytest.approx(-200)
 
 
-def test_the_groups_depend_on_the_permutation_s_seed_alone(tmp_path: Path) -> None:
+def test_the_groups_depend_only_on_the_seed_of_the_permutation(tmp_path: Path) -> None:
     words = str(folder(tmp_path / "words", *([f"{kind} {i}" for i in range(1000)] for kind in ("noun", "adjective"))))
     torch.manual_seed(3)
     one, same, other = (neglabel(words=words, permutation=seed).fit(random_task()) for seed in (0, 0, 1))
@@ -210,7 +210,7 @@ def test_the_groups_depend_on_the_permutation_s_seed_alone(tmp_path: Path) -> No
 
 
 def test_a_file_of_prompts_keeps_its_order_under_the_released_permutation(tmp_path: Path) -> None:
-    """As the released code: the columns beyond a multiple of the groups fall away, then randperm of what is left."""
+    """As in the released code, columns beyond a multiple of the groups are dropped, and randperm permutes the rest."""
     lines = [f"the nice word {i:02}" for i in reversed(range(58))]
     (tmp_path / "selected.txt").write_text("\n".join(lines))
     state = neglabel(words=str(tmp_path / "selected.txt"), groups=10).fit(random_task())
@@ -267,7 +267,7 @@ def test_rounding_moves_no_word_into_another_group(crowded: tuple[str, list[str]
         assert set(state.words) & set(words[part]) == chosen, "equal words are taken by their text"
 
 
-def test_another_word_at_the_cut_moves_hardly_any_other(crowded: tuple[str, list[str], Tensor, Tensor]) -> None:
+def test_one_more_word_at_the_cut_moves_few_others(crowded: tuple[str, list[str], Tensor, Tensor]) -> None:
     path, words, names, vectors = crowded
     before = _fitted(crowded, 0.0).words
     far = vectors.clone()
@@ -313,7 +313,7 @@ print(json.dumps([[state.words, state.similarity.tolist()] for state in found]))
 
 @pytest.mark.slow
 def test_words_and_groups_do_not_depend_on_the_processor(tmp_path: Path) -> None:
-    """The embedded encoder and each 20th shipped word, encoded by other instructions and threads, and moved by 1e-7."""
+    """Every 20th shipped word, encoded with other instructions and threads, and perturbed by 1e-7."""
     corpus = _wordnet.read_words(_wordnet.OWN_LIST)
     words = folder(tmp_path / "words", corpus.nouns[::20], corpus.adjectives[::20])
     found: list[tuple[list[str], list[float]]] = []
@@ -329,7 +329,7 @@ def test_words_and_groups_do_not_depend_on_the_processor(tmp_path: Path) -> None
     assert 0 < rounding < tie / 5, "the encoder rounds by less than the rule allows"
 
 
-def test_the_clean_preset_takes_out_class_names_and_keeps_exactly_m(tmp_path: Path) -> None:
+def test_the_clean_preset_excludes_class_names_and_keeps_m_words(tmp_path: Path) -> None:
     nouns = ["Class 1", "class 2", *(f"noun {i}" for i in range(300))]
     path = str(folder(tmp_path / "words", nouns, ["class 3", *(f"adjective {i}" for i in range(100))]))
     clean = neglabel(preset="clean", words=path, num_negatives=400, groups=7).fit(random_task())

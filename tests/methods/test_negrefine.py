@@ -91,7 +91,7 @@ class Counting(ToyEncoder):
         return super().text(prompts)
 
 
-def test_every_pair_is_encoded_once_and_none_depends_on_the_batch(refined: str) -> None:
+def test_every_pair_is_encoded_once_and_scores_do_not_depend_on_the_batch(refined: str) -> None:
     world = ToyWorld()
     encoder = world.encoder = Counting()
     method = made(words=refined, groups=5)
@@ -110,7 +110,7 @@ def test_every_pair_is_encoded_once_and_none_depends_on_the_batch(refined: str) 
         world.task().for_method(Needs.FEATURES).encode(["a and b"], "csp")
 
 
-def test_memory_of_texts_is_bounded_and_the_oldest_go_first() -> None:
+def test_the_text_cache_is_bounded_and_drops_the_oldest() -> None:
     encoder = Counting()
     recent = RecentTexts(encoder.text, limit=3)
     first = recent.vectors(["a", "b", "a"], ("the {}",), "raw")

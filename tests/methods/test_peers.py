@@ -1,4 +1,4 @@
-"""Our scores beside those of pytorch-ood on the same logits. Its sign is the other one: higher = more OOD."""
+"""Our scores against those of pytorch-ood on the same logits. Its sign is opposite: higher = more OOD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods that read ID images, against their papers' formulas in numpy, scipy and scikit-learn, and at their limits."""
+"""Methods that read ID images, against their papers' formulas in numpy, scipy and scikit-learn; edge cases."""
 
 # mypy: disable-error-code="no-any-return"
 # scipy and scikit-learn have no types
@@ -274,23 +274,23 @@ def world() -> World:
 
 
 @pytest.mark.parametrize(("name", "formula", "parameters"), CASES)
-def test_the_score_is_the_paper_s(
+def test_the_score_equals_the_paper_s_formula(
     name: str, formula: Callable[..., Array], parameters: dict[str, Any], world: World
 ) -> None:
     expected = formula(world, **parameters)
-    assert np.ptp(expected) > 1e-3  # scores that tell images apart
+    assert np.ptp(expected) > 1e-3  # scores that differ between images
     np.testing.assert_allclose(scores(name, world, **parameters), expected, rtol=1e-5, atol=1e-6 * np.ptp(expected))
 
 
-def test_the_images_are_read_batch_by_batch(world: World) -> None:
-    """The scores do not depend on how calibration images are divided, and no batch is kept but where it must be."""
+def test_calibration_images_are_read_batch_by_batch(world: World) -> None:
+    """Scores do not depend on the division of calibration images into batches, and batches are not kept."""
     for name in READ_IMAGES:
         few, many = (scores(name, world, world.task(batches)) for batches in (1, 10))
         np.testing.assert_allclose(few, many, rtol=1e-6, atol=1e-7 * np.ptp(few), err_msg=name)
 
 
 @pytest.mark.slow  # the first use of the device takes seconds to import
-def test_nothing_is_left_on_the_cpu() -> None:
+def test_no_tensor_stays_on_the_cpu() -> None:
     """On a device that refuses CPU tensors, as a GPU does."""
     world = World.random(images=120, classes=4, width=12)
     with elsewhere() as device:
@@ -311,7 +311,7 @@ def test_every_posthoc_method_is_tested_here() -> None:
 
 
 def test_knn_searches_in_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for 90 products at once the bank of 900 is searched in many parts; half precision rounds it."""
+    """With memory for 90 products the bank of 900 is searched in many parts; half precision rounds it."""
     whole = scores("knn", world, k=60), scores("knn", world, k=60, normalise=False)
     module = __import__("sys").modules[
         type(registry.make(INFO["knn"], {})).__module__.rpartition(".")[0] + "._neighbours"
@@ -329,7 +329,7 @@ def test_knn_searches_in_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(scores("knn", world, k=60, normalise=False), whole[1], rtol=1e-6)
     assert max(sizes) <= 30 * (60 + 30)  # the 60 nearest so far of 30 images, and a chunk of 30
     halved = scores("knn", world, k=60, precision="fp16")
-    np.testing.assert_allclose(halved, whole[0], rtol=0, atol=2**-11)  # what rounding changes of a unit vector
+    np.testing.assert_allclose(halved, whole[0], rtol=0, atol=2**-11)  # rounding error of a unit vector
     assert (halved != whole[0]).any()
 
 
@@ -372,17 +372,17 @@ def test_the_probe_minimises_the_penalised_loss(classes: int, parameters: dict[s
     z, n = world.z(world.x, parameters.get("normalise", True)), len(world.x)
     w, b = probe[:, :-1], probe[:, -1]
     missed = softmax(z @ w.T + b, axis=1) - np.eye(classes)[world.y.numpy()]
-    learnt = slice(1 if classes == 2 else 0, None)  # of two classes one logit is learnt, the other is 0
+    learnt = slice(1 if classes == 2 else 0, None)  # with two classes one logit is learned, the other is 0
     penalty = w / (parameters["C"] * n)
     gradient = penalty + missed.T @ z / n
     assert np.abs(gradient[learnt]).max() < 1e-4  # tol of the solver
     assert np.abs(missed.mean(0)[learnt]).max() < 1e-4
-    assert np.abs(penalty[learnt]).max() > 2e-3  # without it, or with another C, the gradient is no 0
+    assert np.abs(penalty[learnt]).max() > 2e-3  # without it, or with another C, the gradient is not 0
     if parameters.get("normalise", True):  # far from the origin intercepts are small
         assert np.abs(b[learnt]).max() / (parameters["C"] * n) > 1e-3
 
 
-def test_a_probe_that_does_not_converge_says_so(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_probe_that_does_not_converge_warns(world: World, caplog: pytest.LogCaptureFixture) -> None:
     scores("linear_probe", world, max_iter=3)
     assert "stopped after max_iter=3 iterations" in caplog.text
     with pytest.raises(UserError, match="tells classes apart, and there is one"):
@@ -449,7 +449,7 @@ def test_a_singular_covariance_has_a_pseudo_inverse(world: World, caplog: pytest
         ("nnguide", {}, 99, "k=100 neighbours of 99 calibration images; --set nnguide.k=99, or give"),
     ],
 )
-def test_what_cannot_be_fitted_says_what_to_do(
+def test_errors_of_fit_say_what_to_do(
     name: str, parameters: dict[str, Any], images: int, message: str, world: World
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -484,7 +484,7 @@ def test_one_class_gives_finite_scores(world: World) -> None:
 
 
 def test_names_that_occur_twice_have_no_boundary(world: World) -> None:
-    """Their vectors differ by rounding, or by an encoder of half precision, and 0 / 0 would decide the score."""
+    """Their vectors differ only by rounding, and 0 / 0 would determine the score."""
     for difference in (0.0, 1e-7, 1e-3):
         twice = dataclasses.replace(
             world, names=(*world.names, "c0"), w=torch.cat([world.w, world.w[:1] * (1 - difference)])
@@ -498,7 +498,7 @@ def test_nnguide_draws_its_bank_by_the_seed(world: World) -> None:
     np.testing.assert_allclose(other, nnguide(world, k=10, seed=2), rtol=1e-5)
 
 
-def test_labels_that_the_logits_already_fit_have_no_temperature(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_separable_labels_have_no_optimal_temperature(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """All calibration images right: the smaller the temperature, the better. All wrong: the larger."""
     fitted = registry.make(INFO["temperature"], {"preset": "paper"})
     right = dataclasses.replace(world, y=torch.from_numpy(world.logits(world.x).argmax(1)))
@@ -512,7 +512,7 @@ def test_labels_that_the_logits_already_fit_have_no_temperature(world: World, ca
 @pytest.mark.slow  # the first optimiser of torch takes seconds to import
 @pytest.mark.parametrize("scale", [100.0, 20.0, 1.0])
 def test_the_released_temperature_is_that_of_torch_s_l_bfgs(scale: float, world: World) -> None:
-    """By automatic differentiation, as OpenOOD and the authors do."""
+    """It is found by automatic differentiation, as in OpenOOD and the authors' code."""
     logits, t = world.logits(world.x, scale), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([t], lr=0.01, max_iter=50)
 

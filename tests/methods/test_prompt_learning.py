@@ -75,7 +75,7 @@ def module_of(method: FewShotMethod[Any], clip: OpenClip) -> Module:
 
 
 def class_vectors(module: Module, context: Tensor, clip: OpenClip, ending: str) -> Tensor:
-    """The class vectors of one prompt, with "x" where the context stands, tokenized as the release does."""
+    """The class vectors of one prompt, with "x" in place of the context, tokenized as in the released code."""
     vectors = context.shape[-2]
     tokens = clip.tokenize([" ".join(["x"] * vectors + [name + ending]) for name in CLASSES])
     return unit(text_by_hand(dict(module.names.tower.state_dict()), tokens, context))
@@ -152,14 +152,14 @@ def test_loss_and_gradient_of_a_step(name: str, clip: OpenClip) -> None:
         assert float(other.abs().max()) > 0
         assert float((one - other).abs().max()) < 1e-6 * float(other.abs().max())
 
-    with torch.no_grad():  # chunks, as of a training in little memory
+    with torch.no_grad():  # chunks, as in a training with little memory
         chunks = [method.embed(module, inputs_of(method, clip, part)) for part in (range(4), range(4, IMAGES))]
         joined = method.loss({key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]})
     assert numbers(joined) == pytest.approx(numbers(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_only_what_is_learnt_is_saved(name: str, clip: OpenClip) -> None:
+def test_only_trained_tensors_are_saved(name: str, clip: OpenClip) -> None:
     torch.manual_seed(0)
     module = make(name).module(clip, CLASSES)
     learnt = {key: tuple(value.shape) for key, value in module.state_dict().items()}
@@ -185,7 +185,7 @@ def test_only_what_is_learnt_is_saved(name: str, clip: OpenClip) -> None:
 
 
 def test_hyper_parameters_are_the_released_ones() -> None:
-    """Those of the papers' ImageNet runs, which the other tests set to others."""
+    """They are those of the papers' ImageNet runs; other tests set other values."""
     one = {"context": 16, "context_init": "", "class_specific": False, "temperature": 1.0}
     regularised = {**one, "lam": 0.25, "rank": None, "eps": 1e-5, "rule": "gl-mcm"}
     several = {"context_init": "A photo of a", "global_prompts": 4, "local_prompts": 4, "dropout": 0.75, "top": 5}
@@ -199,7 +199,7 @@ def embeddings_of(clip: OpenClip, words: str) -> Tensor:
     return clip.text_tower().get_parameter("token_embedding.weight")[tokens[1 : 1 + len(words.split())]]
 
 
-def test_the_context_begins_as_drawn_or_as_words(clip: OpenClip) -> None:
+def test_the_context_starts_at_random_or_at_words(clip: OpenClip) -> None:
     torch.manual_seed(0)
     drawn = make("coop", context=7, class_specific=True).module(clip, CLASSES).get_parameter("ctx").detach()
     assert drawn.shape == (len(CLASSES), 7, 16)
@@ -223,9 +223,7 @@ def scores_by_hand(v: Tensor, patches: Tensor, whole: Tensor, local: Tensor, tem
     [("coop", "mcm", 1.0), ("locoop", "gl-mcm", 1.0), ("locoop", "mcm", 0.5), ("sct", "gl-mcm", 0.01)]
     + [("gallop", rule, 0.1) for rule in ("gl-mcm", "mcm", "l-mcm")],
 )
-def test_the_score_is_the_paper_s_with_the_learnt_prompt(
-    name: str, rule: str, temperature: float, clip: OpenClip
-) -> None:
+def test_the_score_with_the_learned_prompt(name: str, rule: str, temperature: float, clip: OpenClip) -> None:
     method = make(name, temperature=temperature, **({} if name == "coop" else {"rule": rule}))
     module = module_of(method, clip)
     weights = {key: value.detach().float() for key, value in module.state_dict().items()}
@@ -309,7 +307,7 @@ def test_rank_and_entropy(clip: OpenClip) -> None:
         ("gallop", {"context_init": " "}, "gallop.context_init is empty"),
     ],
 )
-def test_what_does_not_fit_is_said(name: str, parameters: dict[str, Any], said: str, clip: OpenClip) -> None:
+def test_misfits_are_reported(name: str, parameters: dict[str, Any], said: str, clip: OpenClip) -> None:
     with pytest.raises((UserError, ValueError)) as error:
         make(name, **parameters).module(clip, CLASSES)
     assert said in str(error.value)

@@ -1,4 +1,4 @@
-"""OODD, TANL and AdaNeg against literal forms of the released loops, image by image in numpy, and their state."""
+"""OODD, TANL and AdaNeg against literal NumPy forms of the released loops, image by image, and their state."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def chunks(values: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
 
 
 class Tower(ToyEncoder):
-    """An encoder of images of 6 x 6 that normalises pixels; `seen` is what its tower was given."""
+    """An encoder of images of 6 x 6 that normalises pixels; `seen` are the inputs of its tower."""
 
     size = (6, 6)
 
@@ -118,7 +118,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def word_lists(world: World) -> tuple[list[str], list[str]]:
-    """Nouns, and adjectives that are no nouns, in the order of their files."""
+    """Nouns, and adjectives that are not nouns, in the order of their files."""
     nouns: list[str] = []
     adjectives: list[str] = []
     for path in sorted(Path(world.words).iterdir()):
@@ -131,7 +131,7 @@ def word_lists(world: World) -> tuple[list[str], list[str]]:
 
 
 class Entry:
-    """An image in the heap of the released code, which gives up the largest score first."""
+    """An image in the heap of the released code, which drops the largest score first."""
 
     def __init__(self, score: float, image: Array) -> None:
         self.score, self.image = score, image
@@ -182,7 +182,7 @@ def test_the_score_is_the_paper_s_queue(parameters: dict[str, Any], size: int, w
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
 
 
-def test_every_base_score_is_its_paper_s(world: World) -> None:
+def test_every_base_score_equals_its_formula(world: World) -> None:
     """The dictionary holds one image, that of the lowest score."""
     features, stored = world.features[:64], world.base[:64]
     cosines = features @ features[stored.argmin()]
@@ -399,7 +399,7 @@ def test_the_score_is_the_paper_s_proxies(parameters: dict[str, Any], world: Wor
 
 
 @pytest.mark.parametrize(("first", "permutation"), [("class 0", 0), ("plant 3", 7)])
-def test_adaneg_s_words_are_the_farthest(first: str, permutation: int, world: World) -> None:
+def test_adaneg_selects_the_farthest_words(first: str, permutation: int, world: World) -> None:
     """Of nouns and adjectives in proportion, by the cosine at index 0.95 K, in the order of a permutation of all words.
 
     A class name is no word.
@@ -425,8 +425,8 @@ def test_adaneg_s_words_are_the_farthest(first: str, permutation: int, world: Wo
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_a_stream_begins_anew_and_does_not_look_ahead(name: str, world: World) -> None:
-    """begin() forgets; images that follow change nothing, those before do; the batch counts itself."""
+def test_begin_resets_a_stream_and_later_images_change_nothing(name: str, world: World) -> None:
+    """begin() resets the state; later images have no effect, earlier ones and the batch itself do."""
     method, batches = world.method(name), world.batches()[:7]
     first = world.scores(method, batches)
     np.testing.assert_array_equal(world.scores(method, batches), first)
@@ -442,7 +442,7 @@ def test_a_stream_begins_anew_and_does_not_look_ahead(name: str, world: World) -
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_what_is_read_is_not_written(name: str, world: World) -> None:
+def test_inputs_are_not_modified(name: str, world: World) -> None:
     method, task, batches = world.method(name), world.task(), world.batches()[:3]
     state = method.begin(task)
     for batch in batches:
@@ -481,7 +481,7 @@ def test_bad_hyper_parameters_are_refused(name: str, parameters: dict[str, Any],
 
 
 @pytest.mark.slow  # the first use of the device takes seconds to import
-def test_nothing_is_left_on_the_cpu(world: World, tmp_path: Path) -> None:
+def test_no_tensor_stays_on_the_cpu(world: World, tmp_path: Path) -> None:
     """On a device that refuses CPU tensors, as a GPU does."""
     with elsewhere() as device:
         there = World(tmp_path / "words", device)

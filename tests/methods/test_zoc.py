@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {"decoder": "bert", "width": 2 * DEPTH, "layers": 2, "hea
 
 
 class Spelling(ToyEncoder):
-    """A toy CLIP with words that it writes as it reads them: of "a photo of a word9" the subject is token 9."""
+    """A toy CLIP whose tokens have the same text in both directions: "a photo of a word9" has the subject token 9."""
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "k n"]:
         return torch.tensor([[START, self._word(p), END, 0] for p in prompts])
@@ -106,7 +106,7 @@ def fitted(trained: Any) -> Task:
 
 
 def plain(method: Any, module: Any, embedding: Tensor, given: Task) -> tuple[float, set[str]]:
-    """The released way: one image, no cache, every token decoded and every prompt encoded for it.
+    """The released algorithm: one image, no cache, every token decoded and every prompt encoded for it.
 
     Returns the mass on the candidates, and their strings.
     """
@@ -142,7 +142,9 @@ END_VECTOR = np.eye(1, DEPTH)
     "parameters",
     [{}, {"k": 3, "steps": 2}, {"k": 1000}, {"remove_seen": False, "k": 5}, {"preset": "release", "k": 2}],
 )
-def test_the_score_is_the_paper_s(parameters: dict[str, Any], trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_score_equals_the_paper_s_formula(
+    parameters: dict[str, Any], trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batched and cached against one by one, with Python's sets."""
 
     class Ending(Spelling):
@@ -233,7 +235,7 @@ def test_strings_are_merged_and_seen_names_left_out(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_image_without_a_candidate_scores_highest(fitted: Task) -> None:
-    """With one token a step the class's own name is often the only one; nothing is left, the score is finite."""
+    """With one token per step the class name is often the only candidate; none is left, and the score is finite."""
     method = zoc(k=1, steps=1)
     state, shown = method.fit(fitted), images(Spelling())
     with torch.no_grad():
@@ -267,8 +269,8 @@ def test_cached_keys_change_no_token(parameters: dict[str, Any]) -> None:
                     tokens.append(int(top[0]))
 
 
-def test_training_teaches_the_names_of_other_things(trained: Any, fitted: Task) -> None:
-    """The loss falls towards ln 1: the image says the word. The word of an OOD image is then its best candidate."""
+def test_training_learns_the_names_of_other_things(trained: Any, fitted: Task) -> None:
+    """The loss decreases towards ln 1; the word of an OOD image is then its best candidate."""
     losses, method, shown = trained[1], zoc(k=3), images(Spelling())
     assert losses[0] == pytest.approx(np.log(TOKENS), rel=0.2)
     assert losses[-1] < 0.5
@@ -379,7 +381,7 @@ def test_chunks_and_padding_change_nothing() -> None:
     assert cut["tokens"].tolist() == [[START, *range(1, 10)]]
 
 
-def test_integers_cuts_the_embeddings_of_training_alone(trained: Any, fitted: Task) -> None:
+def test_integers_truncates_only_the_embeddings_of_training(trained: Any, fitted: Task) -> None:
     given, encoder = pairs(Spelling()), Spelling()
     assert torch.equal(zoc().inputs(given, encoder)["embeddings"], given.embeddings)
     cut = zoc(integers=True).inputs(given, encoder)["embeddings"]
@@ -430,7 +432,7 @@ def test_bert_learns_and_scores(tmp_path: Path) -> None:
     given = task(encoder, Weights(load_file(tmp_path / "bert.safetensors"), {}))
     with torch.no_grad():
         state = method.fit(given)
-        assert len(state.output.ids) == TOKENS  # it may say any token
+        assert len(state.output.ids) == TOKENS  # it may generate any token
         scores = method.score(batch(images(encoder)), given, state)
     assert scores.isfinite().all()
     assert scores[: len(CLASSES)].mean() > scores[len(CLASSES) :].mean()

@@ -1,4 +1,4 @@
-"""ZOC (CoCa): captions and scores against open_clip's own model, one image at a time; encoders that cannot; the CLI."""
+"""ZOC (CoCa): captions and scores against open_clip's model, one image at a time; other encoders; the CLI."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def normalised(encoder: OpenClip, images: Tensor) -> Tensor:
 
 
 def logits(model: Any, image: Tensor, tokens: list[int]) -> Tensor:
-    """Of what follows, from the whole of open_clip's model, image and all."""
+    """Return the logits of the next token from open_clip's complete model."""
     found: Tensor = model(image, torch.tensor([tokens]), output_labels=False)["logits"][0, -1]
     return found
 
@@ -192,7 +192,7 @@ def plain(
     ],
 )
 @pytest.mark.slow
-def test_the_score_is_the_paper_s(
+def test_the_score_equals_the_paper_s_formula(
     parameters: dict[str, Any], ours: OpenClip, theirs: Any, shown: Tensor, words: Callable[..., Tensor]
 ) -> None:
     first = logits(theirs, normalised(ours, shown[:1]), [START]).topk(2).indices.tolist()
@@ -228,7 +228,7 @@ def test_an_image_s_score_does_not_depend_on_the_others(
 
 
 @pytest.mark.slow
-def test_stored_vectors_serve_every_list_of_classes(ours: OpenClip) -> None:
+def test_stored_vectors_are_shared_by_all_class_lists(ours: OpenClip) -> None:
     """The prompts asked for are the same, in the same order, whatever the class names."""
     asked = []
 
@@ -254,9 +254,9 @@ def test_a_caption_longer_than_the_context_is_named(
 
 
 @pytest.mark.slow
-def test_an_encoder_that_cannot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Named, it is one line that says which can; `all` does not mean it, which --dry-run and -v tell."""
-    said = "glyphs writes no captions; take a CoCa, such as --encoder coca_ViT-B-32/laion2b_s13b_b90k"
+def test_an_encoder_without_captions_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If it is named, one line says which encoders can; in `all` it is skipped, as --dry-run and -v report."""
+    said = "glyphs does not write captions; use a CoCa, such as --encoder coca_ViT-B-32/laion2b_s13b_b90k"
     with pytest.raises(UserError) as error:
         make_plan(RunRequest(methods="zoc_coca[k=3],mcm", limit=8, store=tmp_path))
     assert str(error.value) == f"zoc_coca[k=3]: {said}"
@@ -267,7 +267,7 @@ def test_an_encoder_that_cannot(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert f"  skipped: zoc_coca: {said}" in plan_text(plan)
     assert [record.levelname for record in caplog.records if said in record.getMessage()] == ["INFO"]
     glyphs = OpenClip(resolve(parse_encoder("glyphs"), None, Store(tmp_path)), "cpu", "fp32")
-    with pytest.raises(UserError, match="glyphs writes no captions"):
+    with pytest.raises(UserError, match="glyphs does not write captions"):
         glyphs.captioner()
 
 

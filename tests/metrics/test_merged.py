@@ -1,4 +1,4 @@
-"""The fast order of scores against the plain one: same counts, same metrics, whatever the ties, signs and spans."""
+"""The fast sort of scores against a plain one: equal counts and metrics for all ties, signs and ranges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TINY = float(np.finfo(np.float64).smallest_subnormal)
 
 
 def duplicates(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Untied but for one image in fifty, whose score others have, ID and OOD."""
+    """No ties, except that one image in fifty has the score of other ID and OOD images."""
     shared = np.random.default_rng(5).normal(size=20)
     return np.where(rng.random(n) < 0.02, rng.choice(shared, n), rng.normal(size=n))
 
@@ -48,7 +48,7 @@ def measure(id: np.ndarray, ood: np.ndarray) -> Metrics:
 
 
 def plain(id: np.ndarray, ood: np.ndarray) -> Metrics:
-    """By levels alone, which are numpy's."""
+    """Computed by levels from numpy only."""
     both, where = np.unique(np.concatenate([id, ood]).astype(np.float64), return_inverse=True)
     counts = [np.bincount(part, minlength=both.size) for part in (where[: id.size], where[id.size :])]
     found = threshold_counts(id.size, ood.size)
@@ -58,7 +58,7 @@ def plain(id: np.ndarray, ood: np.ndarray) -> Metrics:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", DRAWS)
-def test_the_fast_order_gives_the_plain_metrics(name: str, size: tuple[int, int]) -> None:
+def test_the_fast_sort_gives_the_metrics_of_a_plain_sort(name: str, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(size[0])
     id, ood = DRAWS[name](rng, size[0]), DRAWS[name](rng, size[1])
     found, expected = measure(id, ood), plain(id, ood)

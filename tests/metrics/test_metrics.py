@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, against the definitions of published rules, and against their own symmetries."""
+"""Metrics against scikit-learn, the definitions of published rules, and symmetries."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def three_and_two(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def twenties(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """0.95 is reached exactly, and OOD scores lie between the ID scores around it."""
+    """A TPR of 0.95 is reached exactly, and OOD scores lie between the ID scores around it."""
     return rng.permutation(20 * rng.integers(1, 15)) + 0.5, rng.integers(0, 30, 40)
 
 
@@ -93,7 +93,7 @@ def measure(id: np.ndarray, ood: np.ndarray, at95: str = "first", aupr: str = "a
 
 
 def labelled(id: np.ndarray, ood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (ID 1) and scores as scikit-learn takes them, which refuses infinite ones: there, their ranks."""
+    """Labels (ID 1) and scores for scikit-learn; ranks replace infinite scores, which it refuses."""
     scores = np.concatenate([id.astype(np.float64), ood.astype(np.float64)])
     if not np.isfinite(scores).all():
         scores = np.unique(scores, return_inverse=True)[1].astype(np.float64)
@@ -180,12 +180,12 @@ def test_threshold_keeps_tied_images_together() -> None:
 
 
 def test_the_two_fpr95s_are_different_numbers() -> None:
-    """Ten ID images score below every OOD image: all OOD come in with 95 % of ID, yet few ID go out with the OOD."""
+    """Ten ID images score below all OOD images: accepting 95 % of ID accepts all OOD, rejecting OOD rejects few ID."""
     found = measure(np.array([0.1] * 10 + [0.9] * 90), np.full(50, 0.5))
     assert (found.fpr95, found.fpr95_ood) == (1.0, 0.1)
 
 
-def test_the_two_fpr95s_of_maximum_softmax_like_scores_lie_far_apart() -> None:
+def test_the_two_fpr95s_of_softmax_like_scores_differ_widely() -> None:
     rng = np.random.default_rng(0)
     id, ood = (1 / (1 + np.exp(-rng.normal(mean, sd, 4000))) for mean, sd in [(3, 2.5), (0.2, 1)])
     found = measure(id, ood)
@@ -213,7 +213,7 @@ def test_perfect_and_inverted_scores(at95: str, aupr: str) -> None:
 
 
 def test_the_rules_differ_where_no_threshold_keeps_95_percent() -> None:
-    """ID at 10, 20 ... 100 and OOD at 5, 15, 25: keeping 9 of 10 accepts OOD 25 or 25 and 15, all 10 the latter."""
+    """ID 10, 20 ... 100, OOD 5, 15, 25: accepting 9 ID images accepts OOD 25 or 25 and 15, accepting 10 the latter."""
     id, ood = score_set(np.arange(10, 101, 10), "id"), score_set(np.array([5, 15, 25]), "ood")
     assert fpr_at_tpr(id, ood, rule="first") == 2 / 3
     assert fpr_at_tpr(id, ood, 0.94, rule="nearest") == 2 / 3  # the higher FPR of the two points at TPR 0.9
@@ -222,10 +222,10 @@ def test_the_rules_differ_where_no_threshold_keeps_95_percent() -> None:
 
 
 def test_nearest_may_keep_less_than_95_percent() -> None:
-    """Of 17 ID images 16 are 94.1 %, nearer than all; the last one costs every OOD image."""
+    """16 of 17 ID images are 94.1 %, nearer to 95 % than all 17; the last one accepts every OOD image."""
     id, ood = np.array([0.0] + [1.0] * 16), np.full(5, 0.5)
     assert measure(id, ood, "first").fpr95 == 1.0
-    assert measure(id, ood, "nearest").fpr95 == 1.0  # of the two points at 94.1 %, published code takes the worse
+    assert measure(id, ood, "nearest").fpr95 == 1.0  # published code takes the worse of the two points at 94.1 %
     id, ood = np.array([0.0] + [1.0] * 16), np.full(5, 0.0)
     assert measure(id, ood, "first").fpr95 == 1.0
     assert measure(id, ood, "nearest").fpr95 == 0.0
@@ -365,8 +365,8 @@ def test_scores_that_float64_keeps_are_ranked_exactly(base: int, kind: Any) -> N
     assert evaluate(score_set(ood, "ID"), score_set(id, "OOD")).auroc == 0.0
 
 
-def test_half_precision_is_ranked_as_it_is() -> None:
-    """All 63,488 finite values of float16 differ in float64, too."""
+def test_half_precision_is_ranked_exactly() -> None:
+    """All 63,488 finite float16 values are distinct in float64, too."""
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     finite = np.unique(every[np.isfinite(every)])
     id, ood = score_set(finite[1::2], "ID"), score_set(finite[::2], "OOD")
@@ -390,5 +390,5 @@ def test_unknown_options_are_refused(some: ScoreSet) -> None:
 
 
 @pytest.mark.parametrize("tpr", [0.0, -0.1, 1.01, 95, float("nan")])
-def test_a_tpr_is_a_share(some: ScoreSet, tpr: float) -> None:
+def test_a_tpr_is_a_fraction(some: ScoreSet, tpr: float) -> None:
     assert f"tpr {tpr}: a fraction" in refusal(lambda: threshold_at_tpr(some, tpr))

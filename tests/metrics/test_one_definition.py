@@ -1,4 +1,4 @@
-"""AUROC and FPR95 are defined once: every way to compute them gives the same bits, with ties and without."""
+"""AUROC and FPR95 are defined once: every computation returns the same bits, with and without ties."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def exact_auroc(id: np.ndarray, ood: np.ndarray) -> float:
 
 
 def exact_fpr(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The rule "first", from every threshold, in fractions."""
+    """The rule "first", computed from every threshold in exact fractions."""
     rates = [
         (Fraction(int((negative >= threshold).sum()), negative.size), (positive >= threshold).mean())
         for threshold in np.unique(np.concatenate([positive, negative]))

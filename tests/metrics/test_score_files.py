@@ -1,4 +1,4 @@
-"""Files of scores of other programs: every format gives the same scores, and the first score at fault is named."""
+"""Score files of other programs: all formats return the same scores, and errors name the first invalid score."""
 
 from __future__ import annotations
 
@@ -74,18 +74,18 @@ def test_sets_in_one_file(tmp_path: Path) -> None:
 BAD: list[tuple[str, Any, str]] = [
     ("a.csv", "score\n1\n\nnan\n", "line 4: the score is NaN"),
     ("a.csv", "score\n1\n-inf\n", "line 3: the score is infinite"),
-    ("a.csv", "name,score\nx,1\ny,1e\n", "line 3: '1e' is no number"),
+    ("a.csv", "name,score\nx,1\ny,1e\n", "line 3: '1e' is not a number"),
     ("a.csv", "name,score\nx,1\ny,\n", "line 3: no score"),
     ("a.csv", "name,score\nx,1\ny,1,2\n", "line 3: 3 columns, but the first line has 2 columns"),
     ("a.csv", "score\n9007199254740993\n", "line 2: the score 9007199254740993 has more digits"),
-    ("a.csv", "name,conf,score\nx,-1,1\n", "'conf' and 'score' may each be the scores"),
+    ("a.csv", "name,conf,score\nx,-1,1\n", "'conf' and 'score' may both be the scores"),
     ("a.csv", "a,b\nx,1\n", "no column 'score'; its columns are 'a', 'b'"),
     ("a.csv", "1,2\n3,4\n", "2 columns without names; name them in the first line"),
     ("a.csv", "score,pred\n1,cat\n", "column 'prediction' holds class indices, such as 7 (-1: none), not 'cat'"),
     ("a.csv", "", "holds no scores"),
     ("a.csv", "score\n", "holds no scores"),
-    ("a.txt", b"\xff\xfe\xfd", "no text in UTF-8"),
-    ("a.csv", "pair,dataset,score\nx,y,1\n", "in scores of a stream"),
+    ("a.txt", b"\xff\xfe\xfd", "not text in UTF-8"),
+    ("a.csv", "pair,dataset,score\nx,y,1\n", "in a stream, the scores"),
     ("a.npy", np.array([1.0, np.nan]), "score 2 is NaN"),
     ("a.npy", np.array([[1.0], [2.0]]), "one real number per image is needed, not float64 of shape (2, 1)"),
     ("a.npy", np.array([1.0, None]), "Python objects are pickled"),
@@ -96,16 +96,16 @@ BAD: list[tuple[str, Any, str]] = [
     ("a.parquet", pd.DataFrame({"x": [1.0], "y": [1.0]}), "no column 'score'; its columns are 'x', 'y'"),
     ("a.parquet", "no parquet", "cannot be read as parquet"),
     ("a.pkl", "", "python -c 'import numpy, pickle; numpy.save("),
-    ("a.PT", "", "loading one runs code"),
+    ("a.PT", "", "loading one can run any code"),
     ("a.mat", "", "scores are read from .npy, .npz, .csv, .tsv, .txt, .parquet, not from '.mat'"),
-    ("none.npy", None, "there is no such file of scores"),
-    ("none", None, "there is no such file of scores"),
-    ("spaces.csv", "score\n  \n1\nx\n", "line 4: 'x' is no number"),
+    ("none.npy", None, "this score file does not exist"),
+    ("none", None, "this score file does not exist"),
+    ("spaces.csv", "score\n  \n1\nx\n", "line 4: 'x' is not a number"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD, ids=[f"{b[0]}-{b[2][:20]}" for b in BAD])
-def test_what_is_no_score_is_named(name: str, content: Any, message: str, tmp_path: Path) -> None:
+def test_invalid_scores_are_named(name: str, content: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if isinstance(content, bytes | str):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())

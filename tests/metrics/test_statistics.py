@@ -1,4 +1,4 @@
-"""Intervals and tests against plain formulas, resampled images, and simulations in which the truth is known."""
+"""Intervals and tests against plain formulas, resampled images, and simulations with known true values."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def tied(rng: np.random.Generator) -> tuple[Floats, Floats]:
 
 
 def half_tied(rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Ties within each side alone."""
+    """Ties within each side only."""
     return rng.integers(0, 20, 60) + 0.5, rng.integers(-5, 12, 41) * 1.0
 
 
 def twenties(rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """95 % is reached exactly."""
+    """A TPR of 95 % is reached exactly."""
     return rng.permutation(40) + 0.5, rng.integers(0, 30, 60) * 1.0
 
 
@@ -105,7 +105,7 @@ def shape(request: pytest.FixtureRequest) -> Callable[[np.random.Generator], tup
 
 
 def structural(id: Floats, ood: Floats) -> tuple[Floats, Floats]:
-    """DeLong's components as they are written down: every pair of images looked at."""
+    """DeLong's components by definition, from every pair of images."""
     wins = (id[:, None] > ood[None, :]) + 0.5 * (id[:, None] == ood[None, :])
     return wins.mean(axis=1), wins.mean(axis=0)
 
@@ -125,8 +125,8 @@ def test_delong_equals_the_plain_formula(shape: Callable[[np.random.Generator], 
             assert math.isnan(auroc_variance(id, ood))
 
 
-def test_delong_of_a_hand_made_example() -> None:
-    """ID 3, 2, 1 and OOD 0, 2: the shares won are 1, 3/4, 1/2 and, from the other side, 1, 1/2."""
+def test_delong_of_a_worked_example() -> None:
+    """ID 3, 2, 1 and OOD 0, 2: placements are 1, 3/4, 1/2 and, from the other side, 1, 1/2."""
     variance = (1 / 16) / 3 + (1 / 8) / 2
     id, ood = np.array([3.0, 2.0, 1.0]), np.array([0.0, 2.0])
     assert auroc_variance(id, ood) == near(variance)
@@ -167,7 +167,7 @@ def test_auroc_intervals_cover_the_truth_with_ties() -> None:
 
 @pytest.mark.slow
 def test_the_mean_over_sets_counts_the_shared_id_images_once() -> None:
-    """With few ID images the sets' AUROCs move together, and intervals that took them for independent would fail."""
+    """With few ID images, AUROCs of the sets are correlated, and intervals that assume independence would fail."""
     truth = float(np.mean([NORMAL.cdf(shift / math.sqrt(2)) for shift in (1.0, 1.5, 2.0)]))
     rng = np.random.default_rng(2)
     hits, independent = [], []
@@ -199,7 +199,7 @@ def test_auroc_intervals_stay_within_0_and_1(
 
 
 def logistic_moments(shift: float) -> tuple[float, float]:
-    """AUROC of scores logistic(shift) v logistic(0), and the variance of an image's share, by numerical integration."""
+    """AUROC of logistic(shift) v logistic(0) scores, and the variance of a placement, by numerical integration."""
     law = stats.logistic
     won = [quad(lambda u, k=k: law.cdf(law.ppf(u) + shift) ** k, 0, 1, epsabs=1e-13)[0] for k in (1, 2)]
     return won[0], won[1] - won[0] ** 2
@@ -208,7 +208,7 @@ def logistic_moments(shift: float) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("value", "n", "m"), [(1.0, 50, 50), (0.99, 100, 20), (0.7, 5, 6), (0.5, 50, 30), (0.002, 40, 60)]
 )
-def test_score_intervals_end_196_of_their_own_standard_errors_away(value: float, n: int, m: int) -> None:
+def test_score_interval_ends_are_1_96_of_their_standard_errors_away(value: float, n: int, m: int) -> None:
     low, high = score_interval(value, n, m, 1.96)
     assert low <= value <= high and (high == 1) == (value == 1)
     for end in {low, high} - {1.0}:
@@ -228,7 +228,7 @@ def test_aupr_of_logistic_scores(auroc: float, ratio: float) -> None:
     assert logistic_aupr(1.0, ratio) == near(1.0)
 
 
-def test_no_lost_pair_is_no_certainty_and_more_images_are_more() -> None:
+def test_perfect_separation_has_an_interval_that_narrows_with_more_images() -> None:
     ends = [
         auroc_interval(np.arange(1000.0, 1000 + n), np.arange(float(m))) for n, m in ((50, 40), (50, 60), (500, 400))
     ]
@@ -251,8 +251,8 @@ def test_many_errors_leave_the_logit_interval_and_few_only_widen_it() -> None:
 # Thresholds
 
 
-def test_an_fpr95_that_no_threshold_moves_has_clopper_and_pearsons_interval() -> None:
-    """30 of 100 OOD images lie above all ID images, the others below: only their number is uncertain."""
+def test_an_fpr95_independent_of_the_threshold_has_a_clopper_pearson_interval() -> None:
+    """30 of 100 OOD images score above all ID images, the others below: only their number is uncertain."""
     id = np.linspace(1, 2, 400)
     for accepted in (0, 1, 30, 99, 100):
         ood = np.repeat([0.0, 3.0], [100 - accepted, accepted])
@@ -262,15 +262,13 @@ def test_an_fpr95_that_no_threshold_moves_has_clopper_and_pearsons_interval() ->
         assert found[0] == pytest.approx(low, rel=0.04, abs=1e-3) and found[1] == pytest.approx(high, rel=0.04)
         if accepted == 0:
             assert high == near(1 - 0.025 ** (1 / 100))
-        turned = fpr_interval(
-            pairs(Scores(-ood, {"x": -id})), "fpr95_ood", Settings()
-        )  # the same seen from the other end
+        turned = fpr_interval(pairs(Scores(-ood, {"x": -id})), "fpr95_ood", Settings())  # the same with roles exchanged
         assert turned[0] == pytest.approx(low, rel=0.04, abs=1e-3) and turned[1] == pytest.approx(high, rel=0.04)
 
 
 @pytest.mark.parametrize("rule", metrics.AT95)
 def test_an_fpr95_on_countless_ood_images_is_as_uncertain_as_the_threshold(rule: str) -> None:
-    """As many OOD as ID images pass any threshold: FPR is TPR, and binomially many ID images lie below the true one."""
+    """FPR equals TPR at any threshold, and the number of ID images below the true threshold is binomial."""
     n = 400
     id, ood = np.arange(n) * 100.0, np.arange(n * 100.0)
     low, high = fpr_interval(pairs(Scores(id, {"x": ood})), "fpr95", Settings(at95=rule))
@@ -279,8 +277,8 @@ def test_an_fpr95_on_countless_ood_images_is_as_uncertain_as_the_threshold(rule:
     assert high == near(1 - beyond[0] / n, 0.006)
 
 
-def test_a_threshold_that_may_lie_below_all_images_is_continued() -> None:
-    """71 images: the true threshold lies below all of them in 0.95 ** 71 = 2.6 % of cases."""
+def test_a_threshold_possibly_below_all_images_is_extrapolated() -> None:
+    """With 71 images, the true threshold is below all of them in 0.95 ** 71 = 2.6 % of cases."""
     rng = np.random.default_rng(0)
     ood = np.linspace(0, 1, 1000)
     for n in (20, 71):
@@ -299,7 +297,7 @@ def test_a_threshold_that_may_lie_below_all_images_is_continued() -> None:
 # Draws
 
 
-def test_draws_are_n_of_n_images_and_do_not_depend_on_the_chunks() -> None:
+def test_draws_sum_to_n_and_do_not_depend_on_the_chunks() -> None:
     for n in (1, 2, 3, 5, 17, 400, 4001):
         together = Resampler("id", n).draw(24)
         split = Resampler("id", n)
@@ -322,7 +320,7 @@ def test_draws_are_multinomial(n: int) -> None:
     seen = np.append(counts[:few], counts[few:].sum())
     wanted = np.append(expected[:few], expected[few:].sum())
     kept = wanted > 5
-    # Rows sum to n, which makes the counts of a row a little dependent: no exact chi-square, hence the wide bound.
+    # Rows sum to n, so counts in a row are slightly dependent: not an exact chi-square, hence the wide bound.
     assert ((seen - wanted)[kept] ** 2 / wanted[kept]).sum() < 40
     # Every image alike, and two images: variance 1 - 1 / n, covariance -1 / n.
     assert times.mean(axis=0) == pytest.approx(np.ones(n), abs=6 / math.sqrt(rows))
@@ -365,7 +363,7 @@ def test_replicates_equal_metrics_of_resampled_images(
 @pytest.mark.parametrize("decimals", [1, 12])
 @pytest.mark.parametrize("at95", metrics.AT95)
 def test_replicates_of_many_images_equal_metrics_of_resampled_images(decimals: int, at95: str) -> None:
-    """More images than one block of sums holds."""
+    """More images than fit into one block of sums."""
     rng = np.random.default_rng(0)
     id, ood = rng.normal(1, 1, 3000).round(decimals), rng.normal(0, 1, 2111).round(decimals)
     found = replicates([pairs(Scores(id, {"x": ood}))], Settings(at95, replicates=9), ("fpr95", "fpr95_ood"))
@@ -380,7 +378,7 @@ def test_replicates_of_many_images_equal_metrics_of_resampled_images(decimals: i
 
 
 def truth_of(shift: float, n_id: int, n_ood: int) -> dict[str, float]:
-    """Metrics of all images there could be: ID N(shift, 1), OOD N(0, 1), in the ratio of the sample."""
+    """Metrics of the population: ID N(shift, 1), OOD N(0, 1), in the ratio of the sample."""
     z = np.linspace(-9, 9, 20001)
     share = n_id / (n_id + n_ood)
     kept, wrong = stats.norm.sf(z), stats.norm.sf(z + shift)  # at the threshold z + shift
@@ -397,7 +395,7 @@ def truth_of(shift: float, n_id: int, n_ood: int) -> dict[str, float]:
 
 
 def covered(shifts: Sequence[float], n_id: int, n_ood: int, simulations: int) -> dict[str, tuple[float, float]]:
-    """Metric -> shares of simulations whose interval of the mean over sets covers the truth, and their mean width."""
+    """Metric -> fraction of simulations in which the interval of the mean covers the true value, and the mean width."""
     truths = [{"auroc": NORMAL.cdf(shift / math.sqrt(2)), **truth_of(shift, n_id, n_ood)} for shift in shifts]
     truth = {metric: float(np.mean([one[metric] for one in truths])) for metric in METRICS}
     rng = np.random.default_rng(0)
@@ -435,7 +433,7 @@ def test_intervals_cover_the_truth_where_little_or_nothing_is_lost(auroc: float,
     allowed = stats.binom.ppf(0.001, 400, 0.93) / 400
     found = covered([shift_of(auroc)], n_id, n_ood, 400)
     assert all(share >= allowed > 0.88 for share, _ in found.values()), found
-    assert found["auroc"][1] < 0.25  # and no interval is sure to hold it by holding everything
+    assert found["auroc"][1] < 0.25  # and no interval covers it by being trivial
     assert found["aupr_in"][1] < 0.3 and found["fpr95"][1] < 0.8
 
 
@@ -509,7 +507,7 @@ def test_constant_scores_claim_no_certainty() -> None:
     for metric, value in {"auroc": 0.5, "aupr_in": 0.625, "aupr_out": 0.375}.items():
         low, high = found[metric]
         assert low < value - 0.05 and value + 0.05 < high
-    # All are accepted, as in no other resample: Clopper and Pearson.
+    # All are accepted in every resample: Clopper and Pearson.
     for metric, n in (("fpr95", 30), ("fpr95_ood", 50)):
         low, high = found[metric]
         assert low == pytest.approx(0.025 ** (1 / n), abs=0.01) and high == 1
@@ -592,8 +590,8 @@ def test_paired_tests_reject_5_percent_of_equal_methods(metric: str, simulations
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("metric", "better"), [("auroc", 0.15), ("fpr95", 0.35)])
-def test_paired_tests_find_differences_that_are_there(metric: str, better: float) -> None:
-    """Pairing matters: intervals of the two methods overlap all the while."""
+def test_paired_tests_detect_real_differences(metric: str, better: float) -> None:
+    """Pairing matters: the intervals of the two methods overlap."""
     rng = np.random.default_rng(0)
     found, overlap = [], []
     for simulation in range(100):
@@ -621,7 +619,7 @@ def test_exchanging_the_methods_changes_the_sign(metric: str) -> None:
     assert (one.value, one.error, one.p) == (near(-other.value), near(other.error), near(other.p))
 
 
-def test_holm_of_a_hand_made_example() -> None:
+def test_holm_of_a_worked_example() -> None:
     """Sorted .005 .01 .03 .04, times 4 3 2 1: .02 .03 .06 .04, and none below the one before."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == [near(0.03), near(0.06), near(0.06), near(0.02)]
     assert holm([0.6, 0.7]) == [1.0, 1.0]
@@ -630,7 +628,7 @@ def test_holm_of_a_hand_made_example() -> None:
 
 
 def test_holm_is_the_closed_test_of_bonferroni() -> None:
-    """Rejected at alpha: every set of hypotheses that holds the one is rejected by Bonferroni."""
+    """Rejected at alpha if Bonferroni rejects every set of hypotheses that contains it."""
     rng = np.random.default_rng(0)
     for _ in range(50):
         p = rng.beta(0.5, 2, 5).tolist()
@@ -640,7 +638,7 @@ def test_holm_is_the_closed_test_of_bonferroni() -> None:
             assert adjusted == near(max(min(1.0, len(one) * min(p[j] for j in one)) for one in sets))
 
 
-def test_the_best_and_what_may_be_as_good() -> None:
+def test_methods_not_significantly_different_from_the_best() -> None:
     rng = np.random.default_rng(0)
     id, ood = {}, {}
     base_id, base_ood = rng.normal(0, 1, 900), {k: rng.normal(0, 1, 700) for k in ("sun", "dtd")}
@@ -660,8 +658,8 @@ def test_the_best_and_what_may_be_as_good() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("metric", ["auroc", "fpr95"])
-def test_one_as_good_as_the_best_is_left_out_in_at_most_5_percent(metric: str) -> None:
-    """Six equal methods, whose best was chosen on the same images; with Holm's correction alone 9 to 11 %."""
+def test_an_equally_good_method_is_left_out_in_at_most_5_percent(metric: str) -> None:
+    """Six equal methods, with the best chosen on the same images; Holm's correction alone would leave out 9 to 11 %."""
     rng = np.random.default_rng(0)
     left_out = 0
     for seed in range(500):
@@ -672,7 +670,7 @@ def test_one_as_good_as_the_best_is_left_out_in_at_most_5_percent(metric: str) -
     assert left_out <= stats.binom.ppf(0.999, 500, 0.05)
 
 
-def test_of_two_methods_the_test_is_that_of_the_pair_and_of_more_a_pair_counts_for_all() -> None:
+def test_the_bonferroni_factor_is_the_number_of_pairs() -> None:
     rng = np.random.default_rng(1)
     a, b = two_methods(rng, 0.2, 300, 200)
     p = compare(a, b).sets["x"].p

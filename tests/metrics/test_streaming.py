@@ -1,4 +1,4 @@
-"""Streaming metrics of shards on disk against metrics of all scores at once; its memory; what it refuses."""
+"""Streaming metrics of shards on disk against metrics of all scores at once; memory; invalid input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOSTILE = "a_b & 50% <script>alert(1)"
 
 
 def scores(rng: np.random.Generator, n: int, mean: float) -> np.ndarray:
-    """Of one of several kinds: untied, few or many ties, infinite ones, constant."""
+    """Scores of one of several kinds: no ties, few or many ties, infinite, constant."""
     kind = rng.integers(0, 6)
     drawn = rng.normal(mean, 1, n)
     if kind < 3:
@@ -80,7 +80,7 @@ def test_unsorted_scores_are_sorted_into_shards(tmp_path: Path) -> None:
 
 
 def test_the_parquet_of_a_real_row_is_read() -> None:
-    """The project's own rows, whose metrics are written beside the scores."""
+    """The project's own results: metrics are stored next to the scores."""
     path = Path(__file__).parents[2] / "results" / "reference" / "glyphs" / "glyphs" / "mcm.json"
     row = json.loads(path.read_text())
     table = pd.read_parquet(path.with_suffix(".parquet"))
@@ -156,7 +156,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "no column 'score', its columns are value" in refusal(lambda: streaming.evaluate_shards([good], [table]))
     table.write_bytes(b"nonsense")
     assert "cannot be read as parquet" in refusal(lambda: streaming.evaluate_shards([good], [table]))
-    assert "there is no such file" in refusal(lambda: streaming.evaluate_shards([good], [tmp_path / "none.npy"]))
+    assert "this score file does not exist" in refusal(
+        lambda: streaming.evaluate_shards([good], [tmp_path / "none.npy"])
+    )
     pd.DataFrame({"score": 2**60 + np.arange(5)}).to_parquet(table)
     assert "has more digits than float64" in refusal(lambda: streaming.evaluate_shards([good], [table]))
     pd.DataFrame({"score": ["1", "2"]}).to_parquet(table)
@@ -167,7 +169,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "read from .npy and .parquet" in refusal(lambda: streaming.evaluate_shards([good], [text]))
 
 
-def test_what_sorting_refuses(tmp_path: Path) -> None:
+def test_sorting_refuses_invalid_input(tmp_path: Path) -> None:
     np.save(tmp_path / "nan.npy", np.array([3, np.nan, 1]))
     assert "score 2 is NaN" in refusal(lambda: streaming.sort(tmp_path / "nan.npy", tmp_path / "out"))
     assert "is not empty: name a new folder" in refusal(lambda: streaming.sort(np.ones(3), tmp_path))

@@ -118,8 +118,8 @@ def digest(kind: type) -> str:
     return source_digest(class_file(kind))
 
 
-def test_a_class_of_a_notebook_becomes_a_file(cell: Cell) -> None:
-    """With all that it refers to, and nothing else; it is imported without the notebook."""
+def test_a_class_of_a_notebook_is_written_to_a_file(cell: Cell) -> None:
+    """The file has everything that the class refers to, and nothing else; it is imported without the notebook."""
     for source in (IMPORTS, HELPERS):
         cell(source)
     kind = cell(CLASS)["KNN"]
@@ -134,7 +134,7 @@ def test_a_class_of_a_notebook_becomes_a_file(cell: Cell) -> None:
     assert "batch =" not in class_file(kind).read_text(), "a parameter's name, which the notebook has as well"
 
 
-def test_the_digest_follows_what_a_class_refers_to(cell: Cell) -> None:
+def test_the_digest_depends_on_everything_that_a_class_refers_to(cell: Cell) -> None:
     cell(IMPORTS), cell(HELPERS)
     first = digest(cell(CLASS)["KNN"])
     changes = {
@@ -154,7 +154,7 @@ def test_the_digest_follows_what_a_class_refers_to(cell: Cell) -> None:
     assert digest(kind) == first
 
 
-def test_a_class_of_a_script_and_one_that_inherits(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_of_a_script_and_subclasses(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "script_of_mine.py"
     path.write_text(IMPORTS + HELPERS + CLASS + "raise_if_run_again = 1\n")
     spec = importlib.util.spec_from_file_location("script_of_mine", path)
@@ -190,12 +190,12 @@ REFUSED = {
     "an own module": ("import own_module\n" + CLASS.replace("offset *", "own_module.x *"), "your module own_module"),
     "a function without source": ("exec('def scaled(v): return v')\n" + CLASS, "refers to scaled, a function: its"),
     "a function of later": (CLASS + "KNN.score = lambda *given: 0", "class KNN: its source cannot be found"),
-    "two of one name": ("from own_module import other\n" + CLASS.replace("offset *", "other() *"), "two things by the"),
+    "two of one name": ("from own_module import other\n" + CLASS.replace("offset *", "other() *"), "two objects named"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_class_that_cannot_be_a_file_is_refused(
+def test_a_class_that_cannot_be_written_is_refused(
     what: str, cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_module.py").write_text("x = 1\nSHIFT = 3\ndef other():\n    return SHIFT\n")
@@ -207,7 +207,7 @@ def test_a_class_that_cannot_be_a_file_is_refused(
         request_from(methods=cell(source)["KNN"])
 
 
-def test_a_class_without_source_and_a_value_that_is_none_are_refused(cell: Cell) -> None:
+def test_classes_without_source_and_objects_that_are_not_literals_are_refused(cell: Cell) -> None:
     cell(IMPORTS), cell(HELPERS)
     kind = cell(CLASS)["KNN"]
     with pytest.raises(UserError, match="number, text, None or a tuple of these, unlike in make.<locals>.KNN"):

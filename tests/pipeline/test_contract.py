@@ -1,4 +1,4 @@
-"""Every method that the registry finds keeps the contract; and the contract catches methods that do not."""
+"""Every method of the registry keeps the contract, and the checks detect methods that do not."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ BROKEN = {
     "is_frozen": ("@dataclass(frozen=True)\n", ""),
     "gives_one_finite_score_per_image": (SCORE, SCORE.replace(".amax(-1)", "")),
     "is_deterministic": (SCORE, SCORE + " + torch.rand(batch.size)"),
-    "keeps_nothing_of_what_it_sees": (SCORE, f"CALLS.append(batch.size); {SCORE} - 0.1 * (sum(CALLS) > 2000)"),
+    "keeps_no_state_between_images": (SCORE, f"CALLS.append(batch.size); {SCORE} - 0.1 * (sum(CALLS) > 2000)"),
     "does_not_depend_on_the_batch": (SCORE, SCORE + " + (batch.size > 500) * batch.features[:, 0]"),
     "leaves_its_input_alone": (SCORE, "batch.features.add_(0.1); " + SCORE),
     "predicts_classes": (
         "    def fit",
         "    def predict(self, batch, task, state):\n        return batch.features.argmax(0)\n\n    def fit",
     ),
-    "repeats_its_views": (
+    "has_deterministic_views": (
         "    def fit",
         "    needs = Needs.FEATURES | Needs.VIEWS\n    views = (View(noisy),)\n\n    def fit",
     ),
-    "tells_id_from_ood": (SCORE, SCORE.replace("return ", "return -")),
-    "has_a_state_that_travels": ("return None", "return lambda x: x"),
+    "ranks_id_above_ood": (SCORE, SCORE.replace("return ", "return -")),
+    "has_a_picklable_state": ("return None", "return lambda x: x"),
 }
 
 
@@ -89,12 +89,12 @@ def test_method_keeps_the_contract(name: str, tmp_path: Path) -> None:
     assert not citation_problem(METHODS[name])
 
 
-def test_no_method_is_overlooked() -> None:
+def test_every_method_is_checked() -> None:
     here = Path(__file__).resolve().parents[2] / "methods"
     assert set(METHODS) >= {path.stem for path in here.glob("*.py") if not path.name.startswith("_")}
 
 
-def test_a_sound_method_passes(tmp_path: Path) -> None:
+def test_a_correct_method_passes(tmp_path: Path) -> None:
     assert failed(tmp_path / "good.py", GOOD) == set()
 
 
@@ -111,15 +111,15 @@ def test_every_check_has_a_method_that_breaks_it() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 5, 12, 60, 90, 100, 200, 400, 2000])
-def test_a_method_that_counts_images_is_found_at_any_limit(limit: int, tmp_path: Path) -> None:
+def test_a_method_that_counts_images_fails_at_any_limit(limit: int, tmp_path: Path) -> None:
     counts = f"CALLS.append(batch.size); {SCORE} - 0.1 * (sum(CALLS) > {limit})"
     assert failed(tmp_path / "counts.py", GOOD.replace(SCORE, counts)) & {
         "is_deterministic",
-        "keeps_nothing_of_what_it_sees",
+        "keeps_no_state_between_images",
     }
 
 
-# Where a method may hide what it keeps, and the check that finds it there.
+# Where a method may hide state, and the check that detects it.
 HIDDEN = {
     "the first batch's mean, in a module": (
         "global MEAN\n        MEAN = batch.features.mean(0) if MEAN is None else MEAN\n"
@@ -128,7 +128,7 @@ HIDDEN = {
     ),
     "a count on the method": (
         "object.__setattr__(self, 'n', getattr(self, 'n', 0) + 1); " + SCORE,
-        "keeps_nothing_of_what_it_sees",
+        "keeps_no_state_between_images",
     ),
     "a write past torch": (
         "f = batch.features.numpy(); f += 0.5; " + SCORE,
@@ -149,15 +149,15 @@ HIDDEN = {
 }
 
 
-# Where a method may count images, with what names it in the message; `n` is the count.
+# Where a method may count images, and how the message names the place; `n` is the count.
 COUNTS = {
     "a dict that is the state": ("state['n'] += batch.size; n = state['n']", "changes state['n']"),
-    "a dict in the module": ("SEEN['n'] += batch.size; n = SEEN['n']", "other scores for the same images"),
+    "a dict in the module": ("SEEN['n'] += batch.size; n = SEEN['n']", "the same images score differently"),
     "an attribute": (
         "object.__setattr__(self, 'n', getattr(self, 'n', 0) + batch.size); n = self.n",
         "changes self['n']",
     ),
-    "a closure in the module": ("n = count(batch.size)", "other scores for the same images"),
+    "a closure in the module": ("n = count(batch.size)", "the same images score differently"),
 }
 COUNTING = """SEEN = {'n': 0}
 
@@ -178,7 +178,7 @@ def problems(path: Path, source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("where", COUNTS)
-def test_a_method_that_counts_is_refused_by_name_and_told_of_streams(where: str, tmp_path: Path) -> None:
+def test_a_method_that_counts_images_fails_with_advice(where: str, tmp_path: Path) -> None:
     """The count lowers scores a little from the 2,000th image on."""
     count, said = COUNTS[where]
     source = GOOD.replace("CALLS = []", COUNTING).replace("return None", "return {'n': 0}")
@@ -191,21 +191,21 @@ def test_a_method_that_counts_is_refused_by_name_and_told_of_streams(where: str,
 
 
 @pytest.mark.parametrize("what", HIDDEN)
-def test_what_is_hidden_is_found(what: str, tmp_path: Path) -> None:
+def test_hidden_state_is_detected(what: str, tmp_path: Path) -> None:
     body, check = HIDDEN[what]
     needs = "    needs = Needs.FEATURES | Needs.PATCHES\n\n    templates"
     source = GOOD.replace("CALLS = []", "MEAN = None").replace(SCORE, body).replace("    templates", needs)
     assert check in failed(tmp_path / "bad.py", source)
 
 
-def test_reading_what_was_not_declared_is_named(tmp_path: Path) -> None:
+def test_undeclared_inputs_are_named(tmp_path: Path) -> None:
     path = tmp_path / "peeks.py"
     path.write_text(GOOD.replace(SCORE, "return batch.pixels.mean((1, 2, 3))"))
     problems = " ".join(problem for _, problem in run_checks(registry.methods([path])["peeks"]))
     assert "batch.pixels was read but not declared: add Needs.PIXELS" in problems
 
 
-def test_what_a_method_says_keeps_to_its_line_and_hides_credentials(tmp_path: Path) -> None:
+def test_messages_of_methods_are_one_line_without_credentials(tmp_path: Path) -> None:
     fails = "raise ValueError('a\\n\\x1b[31mb http://me:secret@host/x')"
     file = tmp_path / "good.py"
     file.write_text(
@@ -229,7 +229,7 @@ KNN = KNN.replace(SCORE, "return (batch.features @ state.T).topk(self.k).values[
 
 @pytest.mark.slow
 def test_a_method_is_checked_by_name_with_hyper_parameters(cli: Cli, tmp_path: Path) -> None:
-    """The hundredth neighbour is in the toy world; no citation is a warning; bad input is told."""
+    """The hundredth neighbour needs a hundred toy images; a missing citation is a warning; bad input is reported."""
     path = tmp_path / "good.py"
     path.write_text(KNN.replace(" (Doe et al., ICML 2020, arXiv:2001.00001)", ""))
     options: tuple[str | Path, ...]
@@ -256,7 +256,7 @@ def test_a_method_is_checked_by_name_with_hyper_parameters(cli: Cli, tmp_path: P
     assert done.returncode == 1 and "FAIL gives one finite score per image: RuntimeError: selected index" in done.stdout
 
 
-def test_the_toy_world_has_images_and_tokens_like_those_of_a_run() -> None:
+def test_images_and_tokens_of_the_toy_dataset() -> None:
     world = ToyWorld()
     labels = torch.cat([batch._labels for batch in world.task().calibration() if batch._labels is not None])
     assert len(world.train) == len(labels) == 1024 and set(torch.bincount(labels).tolist()) == {128}
@@ -267,8 +267,8 @@ def test_the_toy_world_has_images_and_tokens_like_those_of_a_run() -> None:
 
 
 @pytest.mark.slow
-def test_the_order_of_a_set_is_found_by_another_process(cli: Cli, tmp_path: Path) -> None:
-    # Of five words, so that two orders of the set hardly ever score alike.
+def test_another_process_detects_the_order_of_sets(cli: Cli, tmp_path: Path) -> None:
+    # With five words, two orders of the set almost never score alike.
     order = "[*set(map('k{}'.format, range(15)))]"
     unordered = f"{SCORE} + sum(batch.features[:, {order}.index('k' + str(i))] * (i + 1) for i in range(5))"
     (tmp_path / "good.py").write_text(GOOD.replace(SCORE, unordered))
@@ -276,18 +276,18 @@ def test_the_order_of_a_set_is_found_by_another_process(cli: Cli, tmp_path: Path
     assert "FAIL scores the same in another process: another process, with another PYTHONHASHSEED" in done.stdout
 
 
-def test_a_run_tells_what_is_wrong_with_a_plugin_before_it_encodes(cli: Cli, tmp_path: Path) -> None:
+def test_a_run_reports_problems_of_a_plugin_before_it_encodes(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "good.py").write_text(GOOD.replace(SCORE, "return batch.featurs"))
     options = ("--ood", "glyphs-digits", "--limit", "8", "--bootstrap", "0", "--tracking-uri", "none")
     done = cli("run", "--plugin", "good.py", "--methods", "good,mcm", *options, cwd=tmp_path)
     first, last = (line for line in done.stderr.splitlines() if "no attribute 'featurs'" in line)
-    assert first.startswith("warning: good in a toy world: gives one finite score per image: AttributeError")
+    assert first.startswith("warning: good on the toy dataset: gives one finite score per image: AttributeError")
     assert last.startswith("failed: good: AttributeError") and done.returncode == 1 and "MCM" in done.stdout
 
 
-def test_a_method_is_checked_on_the_device_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_method_is_checked_on_the_requested_device(tmp_path: Path) -> None:
     (tmp_path / "good.py").write_text(KNN)
-    checks = [one for one in CHECKS if one.__name__ != "has_a_state_that_travels"]  # the stand-in pickles CPU tensors
+    checks = [one for one in CHECKS if one.__name__ != "has_a_picklable_state"]  # the stand-in pickles CPU tensors
     with elsewhere() as device:
         for info in (METHODS["react"], registry.methods([tmp_path / "good.py"])["good"]):
             assert not {check: said for check, said in run_checks(info, None, device, checks) if said}
@@ -322,18 +322,18 @@ END = "return scores, state.mul_(0.9)"
 BROKEN_STREAMS = {
     "is_frozen": ("@dataclass(frozen=True)\n", ""),
     "gives_one_finite_score_per_image": (STEP, "scores = 0 / (batch.size - 1.0) + batch.base"),
-    "begins_anew": (STEP, "scores = torch.rand(batch.size) + batch.base"),
+    "is_reset_by_begin": (STEP, "scores = torch.rand(batch.size) + batch.base"),
     "keeps_nothing_outside_its_state": (STEP, "scores = (count(batch.size) < 2000) + batch.base"),
-    "scores_no_image_by_later_ones": (END, f"SEEN.setdefault('last', scores).zero_(); SEEN['last'] = scores; {END}"),
-    "says_whether_it_sees_itself": (STEP, f"state = state + batch.features.mean(0); {STEP}"),
+    "does_not_use_later_images": (END, f"SEEN.setdefault('last', scores).zero_(); SEEN['last'] = scores; {END}"),
+    "declares_sees_itself": (STEP, f"state = state + batch.features.mean(0); {STEP}"),
     "leaves_its_input_alone": (END, f"batch.base.numpy()[:] = 0; {END}"),
     "predicts_classes": (END, f"if state.any(): return scores, state, scores.argsort() % 8\n        {END}"),
-    "tells_id_from_ood": (END, END.replace("return scores", "return -scores")),
-    "has_a_state_that_travels": (BEGIN, BEGIN.replace("return", "state =") + "; state.note = lambda: 0; return state"),
+    "ranks_id_above_ood": (END, END.replace("return scores", "return -scores")),
+    "has_a_picklable_state": (BEGIN, BEGIN.replace("return", "state =") + "; state.note = lambda: 0; return state"),
 }
 
 
-def test_a_sound_stream_passes_with_a_base_and_without(tmp_path: Path) -> None:
+def test_a_correct_stream_passes_with_a_base_and_without(tmp_path: Path) -> None:
     assert not problems(tmp_path / "good.py", STREAM)
     alone = STREAM.replace('base: str = "mcm"', 'templates: str = "simple"').replace("batch.base", SCORE[7:])
     assert not problems(tmp_path / "alone.py", alone)
@@ -350,7 +350,7 @@ def test_a_broken_stream_fails_the_check_it_breaks(check: str, tmp_path: Path) -
     assert check in found, found
 
 
-# Where a stream may hide what it has seen: what begin() returns, how step() counts the images, and what is said of it.
+# Where a stream may hide state: the value of begin(), how step() counts the images, and the message.
 TWICE = "the same stream scores differently the second time"
 HIDDEN_STREAMS = {
     "a dict in the module": ("0", "SEEN['n'] += batch.size; n = SEEN['n']", TWICE),
@@ -359,7 +359,7 @@ HIDDEN_STREAMS = {
     "an attribute": (
         "0",
         "object.__setattr__(self, 'n', getattr(self, 'n', 0) + batch.size); n = self.n",
-        "step() changes self['n']; what is learnt from a stream belongs to the state that step() returns",
+        "step() changes self['n']; learning belongs to the state that step() returns",
     ),
     "a dict that begin() empties": (
         "SEEN.update(n=0)",
@@ -371,7 +371,7 @@ HIDDEN_STREAMS = {
 
 
 @pytest.mark.parametrize("where", HIDDEN_STREAMS)
-def test_what_a_stream_keeps_outside_its_state_is_found(where: str, tmp_path: Path) -> None:
+def test_state_outside_the_state_of_a_stream_is_detected(where: str, tmp_path: Path) -> None:
     begin, count, said = HIDDEN_STREAMS[where]
     source = STREAM[: STREAM.index("    def begin")] + (
         f"    def begin(self, task):\n        return {begin}\n\n    def step(self, batch, task, state):\n"

@@ -1,4 +1,4 @@
-"""On another device than the CPU: nothing is left behind there, and numbers are those of the CPU (see elsewhere.py)."""
+"""On another device than the CPU no tensor stays on the CPU, and numbers equal those of the CPU (see elsewhere.py)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_device_is_like_another() -> None:
+def test_the_device_refuses_cpu_tensors() -> None:
     with elsewhere() as device:
         there = torch.ones(2, 3, device=device)
         assert str(there.device) == str((there @ torch.rand(3, 4).to(device)).device) == device
@@ -93,7 +93,7 @@ def scores(out: Path) -> dict[tuple[str, str], tuple[np.ndarray, str]]:
 
 
 @pytest.mark.slow
-def test_every_method_scores_there(tmp_path: Path) -> None:
+def test_every_method_scores_on_the_device(tmp_path: Path) -> None:
     lists = [[f"{kind} {i}" for i in range(90)] for kind in ("noun", "adjective")]  # WordNet's own take a minute
     words = test_neglabel.folder(tmp_path / "words", *lists)
     chosen = small.settings(tmp_path) | {"neglabel": {"words": words, "groups": 4}}
@@ -115,7 +115,7 @@ def test_every_method_scores_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_method_that_mixes_devices_fails_there_alone(images: Path, tmp_path: Path) -> None:
+def test_a_method_that_mixes_devices_fails_alone(images: Path, tmp_path: Path) -> None:
     (tmp_path / "mixed.py").write_text(MIXED)
     options: dict[str, Any] = {"id": f"folder:{images}/id", "ood": [f"folder:{images}/ood"], "methods": "mixed,mcm"}
     options |= {"encoder": "glyphs", "plugins": [tmp_path / "mixed.py"]}
@@ -130,7 +130,9 @@ def test_a_method_that_mixes_devices_fails_there_alone(images: Path, tmp_path: P
     "method, options",
     [("clipn", {}), ("clipn", {"augment": True}), ("clipn", {"settings": ("clipn.prompt=handcrafted",)}), ("zoc", {})],
 )
-def test_trainings_stop_and_go_on_there(method: str, options: dict[str, Any], images: Path, tmp_path: Path) -> None:
+def test_trainings_stop_and_resume_on_the_device(
+    method: str, options: dict[str, Any], images: Path, tmp_path: Path
+) -> None:
     def trained(device: str) -> dict[str, torch.Tensor]:
         out = tmp_path / f"{device}.safetensors"
         common: dict[str, Any] = {"encoder": "glyphs", "captions": str(images / "captions.csv")}
@@ -148,7 +150,7 @@ def test_trainings_stop_and_go_on_there(method: str, options: dict[str, Any], im
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_detectors_are_saved_and_restored_there(method: str, images: Path, tmp_path: Path) -> None:
+def test_detectors_are_saved_and_restored_on_the_device(method: str, images: Path, tmp_path: Path) -> None:
     def scored(device: str) -> np.ndarray:
         settings = {"threshold": 1.0} if method == "react" else {}
         made = Detector(
@@ -168,7 +170,7 @@ def test_detectors_are_saved_and_restored_there(method: str, images: Path, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(families.FAMILIES) - families.LARGE))
-def test_encoders_of_all_families_are_there(name: str, tmp_path: Path) -> None:
+def test_encoders_of_all_families_on_the_device(name: str, tmp_path: Path) -> None:
     described = families.config(families.FAMILIES[name])
     config, weights = tmp_path / f"{name}.json", tmp_path / "weights.safetensors"
     config.write_text(json.dumps(described))

@@ -1,4 +1,4 @@
-"""Which encoder a run takes without --encoder, and what it says when weights are missing."""
+"""The encoder of a run without --encoder, and the messages about missing weights."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_released_weights_decide_before_the_benchmark(methods: str, id: str, enc
     assert chosen(methods, id).text == encoder
 
 
-def test_the_choice_is_explained_and_the_others_get_their_command() -> None:
+def test_the_choice_is_explained_with_a_command_for_the_others() -> None:
     reason = chosen("clipn,mcm,energy[scale=1]").reason
     assert LAION in reason and "released weights of clipn" in reason
     alone = shlex.split(reason.rpartition(": ")[2])
@@ -76,7 +76,7 @@ def test_the_choice_is_explained_and_the_others_get_their_command() -> None:
     assert chosen("mcm", encoder=SMALL) == EncoderChoice(SMALL) and not chosen("mcm", "glyphs").reason
 
 
-def test_the_encoder_of_own_weights_decides_over_the_released_ones(tmp_path: Path) -> None:
+def test_own_weights_take_precedence_over_released_ones(tmp_path: Path) -> None:
     own = (trained(tmp_path / "own.safetensors", "ViT-L-14/openai"),)
     for methods in ("clipn,mcm", "all", "clipn,zoc"):
         assert chosen(methods, weights=own).text == "ViT-L-14/openai"
@@ -109,7 +109,7 @@ def test_different_encoders_are_refused_with_a_command_for_each(tmp_path: Path) 
     ]
 
 
-def test_a_set_without_benchmark_needs_an_encoder_and_is_told_which_exist() -> None:
+def test_a_set_without_benchmark_needs_an_encoder() -> None:
     with pytest.raises(UserError) as refused:
         chosen("mcm", "folder:photos", ood=("folder:a,b",))
     assert "needs an encoder; name one, e.g. --encoder ViT-B-16/openai" in str(refused.value)
@@ -124,7 +124,7 @@ def test_a_set_without_benchmark_needs_an_encoder_and_is_told_which_exist() -> N
     assert chosen("clipn", "folder:photos", ood=("folder:other",)).text == LAION
 
 
-def test_a_command_repeats_what_was_asked() -> None:
+def test_a_command_repeats_the_request() -> None:
     request = RunRequest(
         methods="mcm[temperature=2]", ood=("a", "folder:b c"), settings=("mcm.temperature=1",), limit=5,
         out=Path("r s"), allow_partial=True, plugins=(Path("p.py"), Path("q.py")), skip_missing=True,
@@ -159,7 +159,7 @@ def plan_of(photos: Path, **options: Any) -> Any:
     return make_plan(RunRequest(store=photos / "store", out=photos / "results", **{**given, **options}))
 
 
-def test_missing_weights_are_told_with_every_way_to_get_them(photos: Path) -> None:
+def test_missing_weights_are_reported_with_every_way_to_get_them(photos: Path) -> None:
     with pytest.raises(UserError) as refused:
         plan_of(photos, methods="clipn,mcm")
     said = str(refused.value)
@@ -171,7 +171,7 @@ def test_missing_weights_are_told_with_every_way_to_get_them(photos: Path) -> No
         plan_of(photos, methods="clipn", encoder="ViT-B-32/openai")
     with pytest.raises(UserError, match="clipn has no weights"):
         plan_of(photos, methods="clipn", skip_missing=True)  # nothing is left to run
-    with pytest.raises(UserError, match=r"was not got yet; get it with\n  oodbench get weights clipn-2 --data "):
+    with pytest.raises(UserError, match=r"not downloaded yet; get it with\n  oodbench get weights clipn-2 --data "):
         plan_of(photos, methods="clipn", weights=("clipn=clipn-2",))
 
 
@@ -179,7 +179,7 @@ def test_missing_weights_are_told_with_every_way_to_get_them(photos: Path) -> No
 def test_skip_missing_runs_the_others_and_names_what_is_absent(
     photos: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The weights of ViT-B-16 are not here: the embedded encoder stands in for them."""
+    """Without the weights of ViT-B-16, the embedded encoder replaces it."""
     from oodbench.encoder.resolve import resolve as embedded
     from oodbench.pipeline import plan
 
@@ -205,7 +205,7 @@ def test_skip_missing_runs_the_others_and_names_what_is_absent(
     assert f"  skipped: clipn: has no weights for {LAION}\n    get the released ones" in dry
 
 
-def test_weights_that_were_got_are_found(tmp_path: Path) -> None:
+def test_downloaded_weights_are_found(tmp_path: Path) -> None:
     request = RunRequest(methods="clipn,clipn[prompt=handcrafted],mcm", data=tmp_path)
     jobs, first, second = make_jobs(request), releases("weights")["clipn-1"], releases("weights")["clipn-2"]
     for file in (second.folder(tmp_path) / "any name.pt", first.folder(tmp_path) / "CLIPN_ATD_Repeat1_epoch_10.pt"):

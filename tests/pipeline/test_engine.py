@@ -73,7 +73,7 @@ def test_classes_are_the_folder_names(images: Path, tmp_path: Path) -> None:
     assert row.id.accuracy is not None
 
 
-def test_a_method_that_scores_all_images_alike_is_told(
+def test_a_method_with_constant_scores_gets_a_warning(
     images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With one class a softmax is 1: MSP and MCM cannot rank, Energy can."""
@@ -96,7 +96,7 @@ def test_a_method_that_scores_all_images_alike_is_told(
     assert shown.notes == (f"MCM: {said}.", f"MSP: {said}.")
 
 
-def test_one_score_for_a_whole_set_is_told(images: Path, tmp_path: Path) -> None:
+def test_one_score_for_a_whole_set_gives_a_warning(images: Path, tmp_path: Path) -> None:
     plugin = """    needs = Needs.FEATURES | Needs.PIXELS
     def score(self, batch, task, state):
         white = batch.pixels.amin((1, 2, 3)) == 1
@@ -172,7 +172,7 @@ def test_calibration_without_a_training_split_is_refused(images: Path, tmp_path:
         ("return batch.pixels.sum((1, 2, 3))", "add Needs.PIXELS"),
     ],
 )
-def test_a_method_that_fails_keeps_its_message_and_the_others_go_on(
+def test_a_failed_method_keeps_its_message_and_others_continue(
     body: str, message: str, images: Path, tmp_path: Path
 ) -> None:
     import re
@@ -185,8 +185,8 @@ def test_a_method_that_fails_keeps_its_message_and_the_others_go_on(
     assert {r.label: r.status for _, r in rows(tmp_path)} == {"mcm": "ok", "probe": "failed"}
 
 
-def test_calibration_that_was_not_declared_is_refused_even_beside_a_method_that_declares_it(tmp_path: Path) -> None:
-    """Else the scores would depend on images that their key does not name."""
+def test_undeclared_calibration_is_refused_next_to_a_declared_one(tmp_path: Path) -> None:
+    """Otherwise the scores would depend on images that are not in their key."""
     declares = tmp_path / "declares.py"
     body = "    def fit(self, task):\n        return next(iter(task.calibration())).features\n"
     body += "    def score(self, batch, task, state):\n        return (batch.features @ state.T).amax(-1)\n"
@@ -202,7 +202,7 @@ def test_calibration_that_was_not_declared_is_refused_even_beside_a_method_that_
 
 
 @pytest.mark.slow
-def test_digits_do_not_depend_on_the_methods_beside(images: Path, tmp_path: Path) -> None:
+def test_digits_do_not_depend_on_other_methods(images: Path, tmp_path: Path) -> None:
     """A method that reads pixels is scored in other batches; it must not change those of the others."""
     pixels = """    needs = Needs.PIXELS
     def score(self, batch, task, state):
@@ -246,11 +246,11 @@ def test_a_file_that_a_hyper_parameter_names_is_part_of_the_key(images: Path, tm
         "task.text('simple').fill_(1); return batch.features[:, 0]",
     ],
 )
-def test_a_method_that_changes_what_it_was_given_harms_no_other(body: str, images: Path, tmp_path: Path) -> None:
+def test_a_method_that_changes_its_inputs_does_not_affect_others(body: str, images: Path, tmp_path: Path) -> None:
     store = tmp_path / "own"
     plugin = f"    def score(self, batch, task, state):\n        {body}\n"
     probe, mcm = results(request(images, tmp_path / "r", plugin, methods="probe,mcm", store=store))
-    assert "changes in place" in (probe.error or "")
+    assert "changes its inputs in place" in (probe.error or "")
     (alone,) = results(request(images, tmp_path / "alone", methods="mcm", store=tmp_path / "other"))
     assert mcm.digest == alone.digest
 
@@ -295,14 +295,14 @@ def test_equal_names_sizes_and_times_in_two_folders_are_encoded_apart(images: Pa
     assert row.ood[0].auroc in (0, 1), "black against white, not black against black"
 
 
-def test_prompts_that_lose_their_class_names_are_refused(images: Path, tmp_path: Path) -> None:
+def test_prompts_truncated_before_the_class_name_are_refused(images: Path, tmp_path: Path) -> None:
     long = "a very long and detailed studio photograph, taken last sunny summer in the garden, of one single {}"
     (row,) = results(request(images, tmp_path, methods="mcm", templates=long))
     assert row.status == "failed"
     assert "class names get lost" in (row.error or "")
 
 
-def test_a_plugin_may_have_parts(images: Path, tmp_path: Path) -> None:
+def test_a_plugin_may_have_several_files(images: Path, tmp_path: Path) -> None:
     (tmp_path / "_part.py").write_text("COLUMN = 3\n")
     plugin = """    def score(self, batch, task, state):
         from ._part import COLUMN
@@ -315,7 +315,7 @@ def test_a_plugin_may_have_parts(images: Path, tmp_path: Path) -> None:
     assert before.source != after.source
 
 
-def test_a_dry_run_tells_that_skipped_images_will_stop_the_run(images: Path, tmp_path: Path) -> None:
+def test_a_dry_run_reports_skipped_images_that_stop_the_run(images: Path, tmp_path: Path) -> None:
     import shutil
 
     from oodbench.cli.run import plan_text
@@ -364,7 +364,7 @@ def test_a_row_has_the_access_card_and_an_older_one_gets_it(images: Path, tmp_pa
     assert new["access"] == card and (new["created"], new["digest"]) == ("2024-01-01T00:00:00+00:00", old["digest"])
 
 
-def test_options_that_change_nothing_make_no_new_row(images: Path, tmp_path: Path) -> None:
+def test_options_without_effect_give_no_new_row(images: Path, tmp_path: Path) -> None:
     digests = {
         results(request(images, tmp_path, methods="mcm", **options))[0].digest
         for options in ({}, {"on_error": "skip"}, {"limit": 100_000}, {"workers": 1})
@@ -400,7 +400,7 @@ def test_rows_never_overwrite_one_another(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_default_row_has_the_plain_name_and_keeps_it(tmp_path: Path) -> None:
+def test_the_default_row_keeps_its_plain_name(tmp_path: Path) -> None:
     wanted = request(Path(), tmp_path, methods="mcm", id="glyphs", ood=[])
     (row,) = results(wanted)
     plain = tmp_path / "runs" / "glyphs" / "glyphs" / "mcm.json"

@@ -1,4 +1,4 @@
-"""Extraction: the same digits as open_clip's own loop, whatever the workers, the kill or the company."""
+"""Extraction: the same digits as open_clip's loop, for any number of workers, after kills and next to other runs."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_digits_do_not_depend_on_the_workers(tiny: Tiny, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_shards_are_whole_batches_and_their_digits_their_own(tiny: Tiny, tmp_path: Path) -> None:
+def test_shards_are_whole_batches_with_independent_digits(tiny: Tiny, tmp_path: Path) -> None:
     task = work(fill(tmp_path / "photos", 2250, 3), tmp_path / "store", tiny, batch=100)
     assert task.shards() == [(0, 2100), (2100, 2250)]
     embedded = extract(task, lambda: tiny.encoder)
@@ -151,7 +151,7 @@ def test_a_broken_image_stops_and_is_named(tiny: Tiny, tmp_path: Path) -> None:
         extract(work(folder, tmp_path / "store", tiny), lambda: tiny.encoder)
     assert str(broken) in str(caught.value) and "\n" not in str(caught.value)
     broken.write_text("<html>not found</html>")
-    with pytest.raises(UserError, match="no image format that Pillow knows"):
+    with pytest.raises(UserError, match="not an image format that Pillow supports"):
         extract(work(folder, tmp_path / "store", tiny), lambda: tiny.encoder)
 
 
@@ -174,14 +174,14 @@ def test_no_readable_image_is_an_error(tiny: Tiny, tmp_path: Path) -> None:
     folder = fill(tmp_path / "photos", 5, 1)
     for file in (folder / "class 0").iterdir():
         file.write_text("")
-    with pytest.raises(UserError, match="not one of its 5 images can be read"):
+    with pytest.raises(UserError, match="none of its 5 images can be read"):
         extract(work(folder, tmp_path / "store", tiny, on_error="skip"), lambda: tiny.encoder)
 
 
-def test_a_file_that_the_system_withholds_is_never_skipped(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_file_without_permission_is_never_skipped(tiny: Tiny, tmp_path: Path) -> None:
     task = work(fill(tmp_path / "photos", 40, 4), tmp_path / "store", tiny, on_error="skip")
     (task.listing.folder / task.listing.names[3]).unlink()  # after it was listed
-    with pytest.raises(UserError, match=r"withheld by the system \(FileNotFoundError: No such file"):
+    with pytest.raises(UserError, match=r"the system refused to read image .* \(FileNotFoundError: No such file"):
         extract(task, lambda: tiny.encoder)
     assert task.missing() == 40
 
@@ -214,7 +214,7 @@ def test_few_images_are_decoded_ahead(tiny: Tiny, tmp_path: Path, monkeypatch: p
     assert len(read) < 20
 
 
-def test_batches_lie_in_channels_last_memory(tiny: Tiny, tmp_path: Path) -> None:
+def test_batches_are_channels_last(tiny: Tiny, tmp_path: Path) -> None:
     task = work(fill(tmp_path / "photos", 5, 1), tmp_path / "store", tiny, batch=5)
     (batch,) = decoded_batches(task, (0, 5), transform(tiny.encoder.card))
     assert batch.images is not None and batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -263,7 +263,7 @@ def rows(place: Path) -> dict[str, dict[str, Any]]:
 
 
 def shards(store: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of every stored embedding: they change when it is made again."""
+    """Return inode and time of every stored embedding, which change when it is computed again."""
     found = {}
     for path in (store / "embeddings").rglob("embeddings.npy"):
         if (path.parent / "entry.json").is_file() and not path.parent.name.startswith("."):
@@ -280,7 +280,7 @@ def uninterrupted(start: Run, sets: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_digits(start: Run, sets: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_with_the_same_digits(start: Run, sets: Path, uninterrupted: Path, tmp_path: Path) -> None:
     killed = start(tmp_path, sets)
     until = time.time() + 300
     while not (kept := shards(tmp_path / "store")):
@@ -293,7 +293,7 @@ def test_a_killed_run_goes_on_to_the_same_digits(start: Run, sets: Path, uninter
     assert not (tmp_path / "out" / "runs").exists()
     finish(start(tmp_path, sets))
     after = shards(tmp_path / "store")
-    assert len(after) == 4 and kept.items() <= after.items()  # only what was missing has been made
+    assert len(after) == 4 and kept.items() <= after.items()  # only missing shards were computed
     assert rows(tmp_path) == rows(uninterrupted)
 
 
@@ -306,7 +306,7 @@ def test_two_runs_at_once_share_a_store(start: Run, sets: Path, uninterrupted: P
 
 
 @pytest.mark.slow
-def test_a_flipped_byte_is_found_and_the_shard_made_again(start: Run, sets: Path, uninterrupted: Path) -> None:
+def test_a_flipped_byte_is_detected_and_the_shard_computed_again(start: Run, sets: Path, uninterrupted: Path) -> None:
     """Last of those that use the uninterrupted run."""
     store, before = uninterrupted / "store", rows(uninterrupted)
     made = shards(store)
@@ -325,7 +325,7 @@ def test_a_flipped_byte_is_found_and_the_shard_made_again(start: Run, sets: Path
 
 
 @pytest.mark.slow
-def test_a_run_skips_a_broken_jpeg_and_says_so(start: Run, tmp_path: Path) -> None:
+def test_a_run_skips_a_broken_jpeg_and_reports_it(start: Run, tmp_path: Path) -> None:
     fill(tmp_path / "id", 40, 4, size=32)
     fill(tmp_path / "ood", 30, 3, size=32)
     for file in sorted((tmp_path / "id").rglob("*.ppm")):
@@ -380,7 +380,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_as_images_grow(tiny: Tiny, sets: Path, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_images(tiny: Tiny, sets: Path, tmp_path: Path) -> None:
     peaks = []
     for n in (500, 4000):
         command = [sys.executable, "-c", MEASURE, str(sets / "id"), tiny.spec, str(tmp_path / str(n)), str(n)]

@@ -1,4 +1,4 @@
-"""What a run survives as a process: being killed at any moment, a disk that is full."""
+"""Faults that a run survives: a kill at any moment, and a full disk."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
     return {name: {k: v for k, v in row.items() if k not in ("created", "seconds")} for name, row in found.items()}
 
 
-def test_killed_at_twenty_moments_a_run_loses_and_doubles_nothing(
+def test_a_run_killed_at_twenty_moments_loses_and_duplicates_nothing(
     cli: Cli, new_store: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    """Each is a number of files after the start, and a moment more: a machine that is busy changes little."""
+    """Each moment is a number of files after the start and a short delay, so that a busy machine has little effect."""
     whole = cli(*RUN, "--results", tmp_path / "whole", "--store", tmp_path / "store-whole")
     assert whole.returncode == 0, whole.stderr
     out, store = tmp_path / "killed", new_store(tmp_path / "store-killed")
@@ -80,7 +80,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_full_disk_is_told_and_the_store_stays_sound(cli: Cli, disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_store_stays_valid(cli: Cli, disk: Path, tmp_path: Path) -> None:
     command = ("run", "--methods", "msp,mcm", "--limit", "400", "--tracking-uri", "none", "--store", disk / "store")
     full = cli(*command, "--results", tmp_path / "out")
     assert full.returncode == 2

@@ -105,7 +105,7 @@ print(json.dumps(peaks))
 
 
 @pytest.mark.parametrize("name", [name for name, info in registry.methods().items() if not info.problem])
-def test_memory_is_flat_from_a_thousand_to_forty_thousand_images(name: str, tmp_path: Path) -> None:
+def test_memory_is_constant_from_1_000_to_40_000_images(name: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(CODE)
     (tmp_path / "names.txt").write_text("a galaxy\na waterfall\n")
     fewer = {

@@ -1,4 +1,4 @@
-"""What a method keeps of the images it has seen is found, wherever it keeps it; nothing wrong is stored."""
+"""State that a method keeps between images is detected wherever it is kept, and no wrong score is stored."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_change_of_what_is_held_is_found(kind: str) -> None:
+def test_a_change_of_contents_is_detected(kind: str) -> None:
     make, change = CHANGES[kind]
     held = make()
     before = contents(held, "state")
@@ -117,7 +117,7 @@ def test_the_place_is_named() -> None:
     assert difference(before, contents(held, "state")) == "state.values['mean'][1]"
 
 
-def test_what_holds_itself_and_what_cannot_be_read_have_contents() -> None:
+def test_cyclic_and_unreadable_objects_have_contents() -> None:
     ring: list[Any] = [threading.Lock(), (i for i in range(3)), itertools.count(), BallTree(np.eye(4)), open]
     ring.append(ring)
     before = contents(ring)
@@ -131,13 +131,13 @@ COUNTS = {
         "state['n'] += batch.size; n = state['n']",
         r"score\(\) changes state\['n'\]",
     ),
-    "a module": ("SEEN = [0]\n", "return None", "SEEN[0] += batch.size; n = SEEN[0]", "score.. keeps something"),
+    "a module": ("SEEN = [0]\n", "return None", "SEEN[0] += batch.size; n = SEEN[0]", "score.. keeps state"),
     "a closure": ("", "return counting()", "n = state(batch.size)", r"score\(\) changes state\.n"),
     "a closure of the module": (
         "",
         "return None",
         "n = COUNTING(batch.size)",
-        r"score\(\) keeps something of the images it has seen: one of them scores .* at first and .* after a set",
+        r"score\(\) keeps state from one image to the next: an image scores .* at first and .* after a set",
     ),
     "the method": (
         "",
@@ -149,15 +149,15 @@ COUNTS = {
         "",
         "return None",
         "n = getattr(type(self), 'n', 0) + batch.size; type(self).n = n",
-        "score.. keeps something",
+        "score.. keeps state",
     ),
     "the class vectors' object": (
         "",
         "return None",
         "bank = task.text('simple'); n = getattr(bank, 'n', 0) + batch.size; bank.n = n",
-        "score.. keeps something",
+        "score.. keeps state",
     ),
-    "torch's own generator": ("", "return None", "n = 200 * torch.rand(batch.size)", "score.. keeps something"),
+    "torch's own generator": ("", "return None", "n = 200 * torch.rand(batch.size)", "score.. keeps state"),
 }
 COUNTING = """
 def counting():
@@ -178,8 +178,10 @@ QUICK = ("a dict that fit() returned", "a module")
 @pytest.mark.parametrize(
     "where", [where if where in QUICK else pytest.param(where, marks=pytest.mark.slow) for where in COUNTS]
 )
-def test_a_method_that_counts_is_refused_and_nothing_of_it_is_kept(where: str, images: Path, tmp_path: Path) -> None:
-    """Later images score less: with OOD after ID everything seems told apart."""
+def test_a_method_that_counts_images_fails_and_none_of_its_scores_stay(
+    where: str, images: Path, tmp_path: Path
+) -> None:
+    """Later images score less, so that OOD images after ID images would seem to be separated."""
     module, learnt, count, said = COUNTS[where]
     (tmp_path / "r").mkdir()
     (tmp_path / "r/probe.py").write_text(
@@ -199,10 +201,8 @@ def test_a_method_that_counts_is_refused_and_nothing_of_it_is_kept(where: str, i
     assert mcm.digest == alone.digest
 
 
-def test_a_stream_that_keeps_something_outside_its_state_is_refused_wherever_it_lies(
-    images: Path, tmp_path: Path
-) -> None:
-    """What is in the state is allowed. The count changes scores at the end of the stream, or from the next one on."""
+def test_a_stream_that_keeps_state_elsewhere_fails(images: Path, tmp_path: Path) -> None:
+    """State in the state is allowed. The count changes scores at the end of the stream, or from the next one on."""
     keeps = {
         "state": ("state['n'] += batch.size; n = state['n']", ""),
         "module": ("SEEN[0] += batch.size; n = SEEN[0]", "it keeps something outside its state: '"),
@@ -246,8 +246,8 @@ WRITES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", WRITES)
-def test_a_write_past_torch_harms_no_other_method(what: str, images: Path, tmp_path: Path) -> None:
-    """Nor one whose state is in the memory that is written, however the methods are ordered."""
+def test_a_write_through_numpy_does_not_affect_other_methods(what: str, images: Path, tmp_path: Path) -> None:
+    """This includes a method whose state is in the written memory, in any order of the methods."""
     learn, write = WRITES[what]
     for name, fit, score in (("probe", learn or "pass", write), ("keeps", "return task.text('simple')", "pass")):
         (tmp_path / f"{name}.py").write_text(
@@ -261,14 +261,14 @@ def test_a_write_past_torch_harms_no_other_method(what: str, images: Path, tmp_p
         request(images, tmp_path / "r", methods="keeps,mcm,probe,msp", store=tmp_path / "s", plugins=plugins)
     )
     assert [row.label for row in found if row.status == "failed"] == ["probe"]
-    assert re.search("changes in place what it was given|ValueError", found[2].error or "")
+    assert re.search("changes its inputs in place|ValueError", found[2].error or "")
     others = request(images, tmp_path / "alone", methods="keeps,mcm,msp", store=tmp_path / "t", plugins=plugins[1:])
     assert [row.digest for row in results(others)] == [row.digest for row in found if row.status == "ok"]
 
 
 @pytest.mark.slow
-def test_what_a_method_alone_is_given_is_its_own(tmp_path: Path) -> None:
-    """Word vectors and calibration images are made for each that asks: a write into them reaches no other method."""
+def test_word_vectors_and_calibration_images_are_not_shared(tmp_path: Path) -> None:
+    """Each method gets its own word vectors and calibration images: a write into them affects no other method."""
     for name, write in (("probe", "x *= -1"), ("reads", "pass")):
         (tmp_path / f"{name}.py").write_text(
             HEAD + "    needs = Needs.FEATURES | Needs.CALIBRATION\n    def fit(self, task):\n"
@@ -294,7 +294,7 @@ def test_what_a_method_alone_is_given_is_its_own(tmp_path: Path) -> None:
         ("torch.rand(batch.size, generator=torch.Generator().manual_seed(task.seed))", "depends on the other images"),
     ],
 )
-def test_an_image_is_scored_on_its_own(score: str, said: str, images: Path, tmp_path: Path) -> None:
+def test_an_image_is_scored_independently(score: str, said: str, images: Path, tmp_path: Path) -> None:
     (row,) = results(
         request(
             images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe"
@@ -312,7 +312,7 @@ def test_an_image_is_scored_on_its_own(score: str, said: str, images: Path, tmp_
         "torch.ones(batch.size)",
     ],
 )
-def test_methods_that_draw_round_and_tie_are_left_in_peace(score: str, images: Path, tmp_path: Path) -> None:
+def test_random_rounding_and_tied_methods_pass(score: str, images: Path, tmp_path: Path) -> None:
     (row,) = results(
         request(
             images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe"
@@ -334,8 +334,8 @@ KEEPS = """    needs = Needs.FEATURES | Needs.CALIBRATION
 
 
 @pytest.mark.slow
-def test_what_a_method_keeps_is_made_anew_for_other_calibration_images(tmp_path: Path) -> None:
-    """A short run leaves its bank in the store; the next run must not take it."""
+def test_the_cache_of_a_method_depends_on_the_calibration_images(tmp_path: Path) -> None:
+    """A short run leaves its bank in the store; the next run must not use it."""
     options: dict[str, Any] = {"methods": "probe", "id": "glyphs", "ood": ["glyphs-digits"]}
     for limit in (40, 60):
         wanted = request(Path(), tmp_path / "r", KEEPS, limit=limit, store=tmp_path / "s", **options)
@@ -347,7 +347,7 @@ def test_what_a_method_keeps_is_made_anew_for_other_calibration_images(tmp_path:
 
 
 @pytest.mark.slow
-def test_what_a_method_keeps_is_made_anew_when_a_file_of_a_hyper_parameter_is_edited(tmp_path: Path) -> None:
+def test_the_cache_of_a_method_depends_on_files_of_hyper_parameters(tmp_path: Path) -> None:
     words = tmp_path / "sign.json"
     options: dict[str, Any] = {"methods": "probe", "id": "glyphs", "ood": ["glyphs-digits"], "limit": 40}
     found = []
@@ -374,7 +374,7 @@ def test_what_a_method_keeps_is_made_anew_when_a_file_of_a_hyper_parameter_is_ed
         ("batch.features[:, 0].numpy()", "a tensor .60., not ndarray"),
     ],
 )
-def test_what_is_no_score_is_refused(score: str, said: str, images: Path, tmp_path: Path) -> None:
+def test_invalid_scores_are_refused(score: str, said: str, images: Path, tmp_path: Path) -> None:
     (row,) = results(
         request(
             images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe"
@@ -384,7 +384,7 @@ def test_what_is_no_score_is_refused(score: str, said: str, images: Path, tmp_pa
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int64"])
-def test_scores_are_stored_as_they_were_given(dtype: str, images: Path, tmp_path: Path) -> None:
+def test_scores_are_stored_unchanged(dtype: str, images: Path, tmp_path: Path) -> None:
     body = f"    def score(self, batch, task, state):\n        return (100 * batch.features[:, 0]).to(torch.{dtype})\n"
     (row,) = results(request(images, tmp_path, body, methods="probe"))
     assert row.status == "ok", row.error
@@ -394,7 +394,7 @@ def test_scores_are_stored_as_they_were_given(dtype: str, images: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_detector_refuses_a_method_that_counts(images: Path, tmp_path: Path) -> None:
-    """Its images come a few at a time: they are counted, and it is refused for good."""
+    """Its images come a few at a time; it is checked after enough of them, and then refused permanently."""
     from oodbench import Detector
 
     path = tmp_path / "probe.py"
@@ -405,12 +405,12 @@ def test_a_detector_refuses_a_method_that_counts(images: Path, tmp_path: Path) -
     made = Detector("probe", classes=["a", "b"], plugins=[path], threshold=0.0, store=str(tmp_path / "s"))
     made.fit()
     scored = 0
-    with pytest.raises(UserError, match=r"probe: score\(\) keeps something of the images it has seen"):
+    with pytest.raises(UserError, match=r"probe: score\(\) keeps state from one image to the next"):
         while scored < 600:
             made.score_samples(images / "ood")
             scored += 30
     assert scored < 300
-    with pytest.raises(UserError, match="keeps something"):
+    with pytest.raises(UserError, match="keeps state"):
         made.score_samples(images / "ood")
     fine = Detector("mcm", classes=["a", "b"], threshold=0.0, store=str(tmp_path / "s")).fit()
     first = fine.score_samples(images / "ood")
@@ -418,7 +418,7 @@ def test_a_detector_refuses_a_method_that_counts(images: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("change", "found"), [(2.2e-7, False), (1e-3, True)])
-def test_rounding_is_not_taken_for_a_state(change: float, found: bool) -> None:
+def test_rounding_is_not_reported_as_state(change: float, found: bool) -> None:
     """On a busy CPU a product may be divided among fewer threads, which changes the last digits."""
     scores = np.random.default_rng(0).normal(-0.68, 0.01, 64)
     first = MethodOutput([scores[:32], scores[32:]], [np.arange(32, dtype=np.int32)] * 2)
@@ -427,6 +427,6 @@ def test_rounding_is_not_taken_for_a_state(change: float, found: bool) -> None:
     again = MethodOutput([other[32:], other[:32]], first.predictions[::-1])
     method = FittedMethod(cast(Any, None), cast(Any, types.SimpleNamespace()), first_output=first)
     method.contents = method_contents(method)
-    assert ("keeps something" in retention_error(method, again, CPU_TOLERANCE)) is found
+    assert ("keeps state" in retention_error(method, again, CPU_TOLERANCE)) is found
     again.predictions[0] = 31 - again.predictions[0]
-    assert "keeps something" in retention_error(method, again, CPU_TOLERANCE)
+    assert "keeps state" in retention_error(method, again, CPU_TOLERANCE)

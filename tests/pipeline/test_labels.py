@@ -1,4 +1,4 @@
-"""Labels of calibration images, shots, and how many calibration images are drawn."""
+"""Labels of calibration images, shots, and the number of calibration images."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_shots_do_not_depend_on_the_order_of_the_list_and_count_an_image_once() 
         ({"calibration": "PLACE/more"}, "have other classes than .*: 4 instead of 3; it also has zebra"),
     ],
 )
-def test_what_cannot_be_drawn_is_said_before_anything_is_encoded(
+def test_impossible_draws_are_reported_before_anything_is_encoded(
     options: dict[str, Any], said: str, place: Path, tmp_path: Path
 ) -> None:
     for folder, names in (("other", ("red", "green")), ("more", COLOURS)):
@@ -249,7 +249,7 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_encoded(
         ("PATCHES | Needs.VIEWS", "it reads patches and views, which no batch has together"),
     ],
 )
-def test_needs_that_no_batch_meets_are_refused_by_name(needs: str, said: str, place: Path, tmp_path: Path) -> None:
+def test_needs_that_no_batch_meets_are_refused(needs: str, said: str, place: Path, tmp_path: Path) -> None:
     both = "Needs.CALIBRATION | Needs.LABELS"
     (tmp_path / "centroids.py").write_text(CENTROIDS.replace(both, f"Needs.{needs}"))
     with pytest.raises(UserError, match=rf"method 'centroids' \(.*centroids\.py\): {said}"):
@@ -284,7 +284,7 @@ def test_a_detector_takes_labels(place: Path) -> None:
     with pytest.raises(UserError, match="reads the class of every image: fit"):
         detector.fit(place / "train")
     paths = sorted((place / "train").rglob("*.png"))
-    with pytest.raises(UserError, match="y holds 'pink', which is no class name, nor a number below 3"):
+    with pytest.raises(UserError, match="y holds 'pink', which is neither a class name nor a number below 3"):
         detector.fit(paths, ["pink"] * len(paths))
     for y in ([path.parent.name for path in paths], [list(COLOURS).index(path.parent.name) for path in paths]):
         detector.fit(paths, y)

@@ -1,4 +1,4 @@
-"""Scoring on several threads: the digits of one, in order, and the right method is blamed."""
+"""Scoring on several threads: the digits of one thread, in order, and errors of the right method."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_digits_do_not_depend_on_the_threads(threads: int) -> None:
         assert given.error is None and given.seconds > 0
 
 
-def test_each_thread_computes_on_one_core_and_leaves_the_others_theirs() -> None:
+def test_each_thread_computes_on_one_core() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -90,7 +90,7 @@ def test_each_thread_computes_on_one_core_and_leaves_the_others_theirs() -> None
         torch.set_num_threads(before)
 
 
-def test_results_come_in_order_and_few_items_are_held() -> None:
+def test_results_are_in_order_and_few_items_are_in_memory() -> None:
     out = 0
 
     def items() -> Iterator[int]:
@@ -110,7 +110,7 @@ def test_results_come_in_order_and_few_items_are_held() -> None:
         assert out - taken <= 3
 
 
-def test_an_error_ends_the_work() -> None:
+def test_an_error_stops_the_threads() -> None:
     begun: list[int] = []
 
     def fail(i: int) -> None:
@@ -125,7 +125,7 @@ def test_an_error_ends_the_work() -> None:
 
 
 @pytest.mark.parametrize("threads", [None, 1, 4])
-def test_the_first_error_is_kept_and_the_others_go_on(threads: int | None) -> None:
+def test_the_first_error_is_kept_and_other_methods_continue(threads: int | None) -> None:
     calls: list[int] = []
 
     def fails(batch: Batch, task: Task) -> Tensor:
@@ -150,7 +150,7 @@ def flipped(array: np.ndarray) -> None:
     array[:] = array[::-1].copy()
 
 
-# What a method does to what it was given; torch counts the writes of the first three alone.
+# Writes of a method into its inputs; torch counts only the first three.
 WRITES: dict[str, Callable[[Batch, Task], Any]] = {
     "text": lambda batch, task: task.text("simple").mul_(0.5),
     "logits": lambda batch, task: task.logits(batch.features, "simple", 1.0).zero_(),
@@ -171,7 +171,7 @@ WRITES: dict[str, Callable[[Batch, Task], Any]] = {
 
 @pytest.mark.parametrize("threads", [None, 1, 4])
 @pytest.mark.parametrize("what", WRITES)
-def test_who_changes_something_is_found_and_nobody_else(threads: int | None, what: str) -> None:
+def test_only_the_method_that_changes_its_input_fails(threads: int | None, what: str) -> None:
     def changes(batch: Batch, task: Task) -> Tensor:
         WRITES[what](batch, task)
         return batch.features[:, 0]
@@ -192,7 +192,7 @@ def test_who_changes_something_is_found_and_nobody_else(threads: int | None, wha
         assert np.array_equal(np.concatenate(one.scores), np.concatenate(other.scores))
 
 
-def test_text_is_asked_for_once_by_all_threads() -> None:
+def test_text_is_encoded_once_for_all_threads() -> None:
     asked: list[str] = []
 
     def bank(templates: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Patches in a run: one pass of the image tower for all that methods read, and the same digits whoever else runs."""
+"""Patches in a run: one pass of the image tower for all inputs, and digits that do not depend on other methods."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def expected(images: Path, sets: str, formula: Any, part: str = "patches") -> np
 
 
 @pytest.mark.slow
-def test_one_pass_serves_embeddings_activations_and_patches(images: Path, tmp_path: Path, passes: Counter[str]) -> None:
+def test_one_pass_computes_embeddings_activations_and_patches(
+    images: Path, tmp_path: Path, passes: Counter[str]
+) -> None:
     """90 images go through the tower once; alone the other methods have the same scores, to the last digit."""
     plugins = [tmp_path / "probe.py", tmp_path / "before.py"]
     for plugin, body in zip(plugins, (MEAN, BEFORE), strict=True):
@@ -190,7 +192,7 @@ def test_patches_on_another_device(images: Path, tmp_path: Path) -> None:
 
 
 FAULTS = {
-    "batch.patches.numpy()[:] += 1; return batch.features[:, 0]": "it changes in place what it was given",
+    "batch.patches.numpy()[:] += 1; return batch.features[:, 0]": "it changes its inputs in place",
     "return batch.patches.mean((0, 1)).sum() + batch.features[:, 0]": "depends on the other images of the batch",
     "self.__dict__['n'] = len(vars(self)) + getattr(self, 'n', 0); return batch.features[:, 0]": "score() changes self",
     "raise ValueError('no')": "ValueError: no",
@@ -198,7 +200,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_method_harms_no_other(fault: str, images: Path, tmp_path: Path) -> None:
+def test_a_faulty_method_does_not_affect_others(fault: str, images: Path, tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(
         HEAD + "    needs = Needs.FEATURES | Needs.PATCHES\n" + SCORES + f"        {fault}\n"
     )
@@ -256,8 +258,8 @@ def test_an_encoder_without_patches_is_refused_in_the_plan(
         make_plan(request(images, tmp_path, **named, encoder=f"plugin:{tmp_path}/local.py"))
 
 
-def test_what_half_precision_cannot_hold_is_not_stored() -> None:
-    with pytest.raises(UserError, match="patch_activations of this encoder are above 65504"):
+def test_overflow_in_half_precision_is_refused() -> None:
+    with pytest.raises(UserError, match="patch_activations of this encoder exceed 65504"):
         to_half("patch_activations", torch.tensor([1.0, 7e4]))
     assert to_half("patch_activations", torch.tensor([1.0, torch.inf])).tolist() == [1.0, torch.inf]
 

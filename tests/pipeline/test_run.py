@@ -51,9 +51,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_registry_is_asked_once_for_each_method(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_method_is_looked_up_once(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: Counter[str] = Counter()
     describe = introspection.describe
 
@@ -83,7 +81,7 @@ def test_an_encoder_is_loaded_once_for_seeds_and_detectors(images: Path, tmp_pat
     assert loads == ["fp32", "bf16"]
 
 
-def test_one_encoder_is_kept_the_last_one(tmp_path: Path, loads: list[str]) -> None:
+def test_only_the_last_encoder_is_cached(tmp_path: Path, loads: list[str]) -> None:
     resolved = resolve(parse_encoder("glyphs"), None, Store(tmp_path))
     first = load_encoder(resolved, "cpu", "fp32")
     assert load_encoder(dataclasses.replace(resolved), "cpu", "fp32") is first
@@ -93,7 +91,7 @@ def test_one_encoder_is_kept_the_last_one(tmp_path: Path, loads: list[str]) -> N
     assert loads == ["fp32", "bf16", "fp32"]
 
 
-def test_an_encoder_whose_file_changed_is_not_taken_from_memory(tmp_path: Path, loads: list[str]) -> None:
+def test_an_encoder_whose_file_changed_is_loaded_again(tmp_path: Path, loads: list[str]) -> None:
     """The card holds the digest of the weights; what is in memory has another one."""
     resolved = resolve(parse_encoder("glyphs"), None, Store(tmp_path))
     load_encoder(resolved, "cpu", "fp32")
@@ -103,7 +101,7 @@ def test_an_encoder_whose_file_changed_is_not_taken_from_memory(tmp_path: Path, 
     assert loads == ["fp32", "fp32"]
 
 
-def test_loading_an_encoder_draws_nothing(tmp_path: Path) -> None:
+def test_loading_an_encoder_draws_no_random_numbers(tmp_path: Path) -> None:
     """A method that draws in fit() gets the same numbers whether its encoder is loaded then or was before."""
     import torch
 

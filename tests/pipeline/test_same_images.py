@@ -1,4 +1,4 @@
-"""Same images, same table: what copies share stands in rows, what they do not share decides on stored embeddings."""
+"""Copies of the same images share a table: rows have what they share, keys of embeddings what they do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shared for speed gives the plain form's digits; benchmarks run and keep what they found."""
+"""Shared computations have the digits of the plain form; benchmarks run and write their results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plain(logits: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("classes", [1, 7, 50, 1000, pytest.param(100_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scale", [None, 1.0, 100.0, 0.3])
-def test_passes_that_methods_share_have_the_digits_of_the_logits(classes: int, scale: float | None) -> None:
+def test_shared_reductions_equal_those_of_the_logits(classes: int, scale: float | None) -> None:
     torch.manual_seed(0)
     features, bank = (normalize(torch.randn(n, 16), dim=-1) for n in (200, classes))
     shared = task(classes, bank)
@@ -71,7 +71,7 @@ def test_a_gradient_goes_through_logsumexp() -> None:
 
 
 @pytest.mark.slow
-def test_a_benchmark_runs_and_keeps_what_it_found(tmp_path: Path) -> None:
+def test_a_benchmark_runs_and_writes_its_results(tmp_path: Path) -> None:
     call = [sys.executable, str(BENCHMARKS / "streaming.py"), "--scores", "100000"]
     environment = {**os.environ, "OODBENCH_SPEED": str(tmp_path)}
     done = subprocess.run(call, capture_output=True, text=True, check=True, env=environment)

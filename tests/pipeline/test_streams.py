@@ -76,7 +76,7 @@ FAULTY = {
     "own_attribute": (
         "    def step(self, batch, task, state):\n        object.__setattr__(self, 'seen', batch.size)\n"
         "        return batch.features[:, 0], state",
-        r"step\(\) changes self\['seen'\]: what is learnt belongs to the state",
+        r"step\(\) changes self\['seen'\]: learning belongs to the state",
     ),
     "not_a_number": (
         "    def step(self, batch, task, state):\n        scores = batch.features[:, 0].clone()\n"
@@ -85,7 +85,7 @@ FAULTY = {
     ),
     "writer": (
         "    def step(self, batch, task, state):\n        return batch.features.mul_(2)[:, 0], state",
-        r"step\(\) changes in place what it was given",
+        r"step\(\) changes its inputs in place",
     ),
     "one_value": (
         "    def step(self, batch, task, state):\n        return batch.features[:, 0]",
@@ -186,7 +186,7 @@ def test_a_ratio_keeps_the_largest_numbers() -> None:
     assert stream.tolist() == pair[np.random.RandomState(7).permutation(6)].tolist()
 
 
-def test_orders_and_ratios_have_one_way_to_be_written() -> None:
+def test_orders_and_ratios_have_a_canonical_spelling() -> None:
     assert [canonical_order(text) for text in (" shuffled", "blocks=010", "blocks = 2")] == [
         "shuffled",
         "blocks=10",
@@ -219,7 +219,7 @@ def test_bad_protocols_are_refused(tmp_path: Path, option: str, value: Any, said
     assert said in str(error.value)
 
 
-def test_a_command_gives_the_protocol_back(tmp_path: Path) -> None:
+def test_a_command_repeats_the_protocol(tmp_path: Path) -> None:
     wanted = request_from(
         methods="oodd[base=neglabel[groups=10],k=3],mcm",
         stream_order="shuffled,blocks=10",
@@ -254,7 +254,7 @@ def test_a_base_is_written_without_quotes(text: str) -> None:
     )
 
 
-def test_text_that_is_no_method_keeps_its_quotes() -> None:
+def test_text_that_is_not_a_method_keeps_its_quotes() -> None:
     values = ("a[b", "words[1]", "x[y=1] z", "x[y=1]]", "x[y=[1]", "{}[a=1]")
     assert [written(value) for value in values] == list(map(repr, values))
 
@@ -299,7 +299,7 @@ def test_bad_bases_are_refused(place: Path, tmp_path: Path, base: str, said: str
     assert said in str(error.value)
 
 
-def test_what_a_stream_cannot_read_is_refused_in_the_plan(place: Path, tmp_path: Path) -> None:
+def test_inputs_that_a_stream_cannot_read_are_refused_in_the_plan(place: Path, tmp_path: Path) -> None:
     plugin = write(tmp_path, "pixels", PLAIN + FAULTY["no_base"][0])
     plugin.write_text(plugin.read_text().replace("Needs.FEATURES", "Needs.PIXELS"))
     with pytest.raises(
@@ -466,7 +466,7 @@ def test_a_base_that_fails_fails_its_streams(place: Path, tmp_path: Path) -> Non
     assert [row.error for row in asked] == ["RuntimeError: no score", rows[0].error]
 
 
-def test_classes_are_those_of_the_base_where_the_method_has_none(place: Path, tmp_path: Path) -> None:
+def test_a_method_without_classes_has_those_of_its_base(place: Path, tmp_path: Path) -> None:
     body = "    base: str = 'mcm'\n    def begin(self, task):\n        return None\n"
     plugin = write(tmp_path, "same", body + FAULTY["no_base"][0])
     plan = make_plan(request(place, tmp_path, methods="same,mcm", plugins=plugin))
@@ -486,7 +486,9 @@ def test_a_base_that_cannot_run_is_named(place: Path, tmp_path: Path) -> None:
         make_plan(request(place, tmp_path, methods="runmean[base=clipn],mcm", encoder="ViT-B-16/openai"))
     with pytest.raises(UserError, match=r"runmean\[base=knn\] needs its base knn, which calibrates on ID training"):
         make_plan(request(place, tmp_path, methods="runmean[base=knn],mcm"))
-    with pytest.raises(UserError, match=r"runmean\[base=zoc_coca\]: needs its base zoc_coca: .* writes no captions"):
+    with pytest.raises(
+        UserError, match=r"runmean\[base=zoc_coca\]: needs its base zoc_coca: .* does not write captions"
+    ):
         make_plan(request(place, tmp_path, methods="runmean[base=zoc_coca],mcm"))
 
 
@@ -538,7 +540,7 @@ def test_images_that_are_skipped_are_left_out(place: Path, tmp_path: Path) -> No
     assert not find_streams(strict, strict.rows[0], strict.protocols[0])
 
 
-def test_one_image_alone_is_not_a_stream(place: Path, tmp_path: Path) -> None:
+def test_commands_for_single_images_refuse_streams(place: Path, tmp_path: Path) -> None:
     said = r"runmean learns from a test stream.*; use\n  oodbench run --methods runmean"
     with pytest.raises(UserError, match=said):
         Detector("runmean", classes=["green", "red"], plugins=[place / "runmean.py"]).fit()
@@ -549,14 +551,16 @@ def test_one_image_alone_is_not_a_stream(place: Path, tmp_path: Path) -> None:
     assert any("skipped: runmean: learns from a test stream" in note for note in explained.notes)
 
 
-def test_a_dry_run_says_the_protocol(place: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_dry_run_prints_the_protocol(place: Path, tmp_path: Path, cli: Cli) -> None:
     sets = ["--id", f"folder:{place}/id", "--ood", f"folder:{place}/ood,folder:{place}/few", "--encoder", "glyphs"]
     words = ["--plugin", place / "runmean.py", "--methods", "runmean", "--results", tmp_path, "--dry-run"]
     done = cli(
         "run", *sets, *words, "--stream-order", "shuffled,blocks=3", "--stream-seeds", "7,8", "--stream-batch", "64"
     )
     assert done.returncode == 0, done.stderr
-    assert "  order shuffled, blocks=3; seed 7, 8; batch 64; all images; methods restart for each pair" in done.stdout
+    assert (
+        "  order shuffled, blocks=3; seed 7, 8; batch 64; all images; the method is reset for each pair" in done.stdout
+    )
     assert "  2 pairs x 4 = 8 streams for each method" in done.stdout
     assert "  runmean (base=mcm, weight=2.0): 8 of 8 streams to score" in done.stdout
     assert ", base of runmean: " in done.stdout

@@ -1,4 +1,4 @@
-"""Several values, encoders and seeds in one command: rows of their own on features that are made once."""
+"""Several values, encoders and seeds in one command: a row for each, on features that are computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text banks: of the prompts that were planned, and of finite numbers."""
+"""Text embeddings: they belong to the planned prompts and are finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oodbench.storage.store import Store
 
 
 class Encoder:
-    """Gives the length of every prompt, or what it is told."""
+    """An encoder whose features are the length of the prompt, or a given value."""
 
     def __init__(self, value: float | None = None) -> None:
         self.value = value
@@ -159,7 +159,7 @@ def test_words_are_averaged_in_parts_and_a_killed_run_resumes(average: str, tmp_
     assert PromptEmbeddings("x", "fp32", bank.store, other).missing(words), "another average has another key"
 
 
-def test_keys_of_prompts_and_of_class_vectors_are_those_of_before(tmp_path: Path) -> None:
+def test_keys_of_prompts_and_class_vectors_have_not_changed(tmp_path: Path) -> None:
     """Entries of version 0.1 are found: the keys of prompts without templates, and of the normalised average."""
     from oodbench.pipeline.text_embeddings import _class_inputs
     from oodbench.storage.store import digest

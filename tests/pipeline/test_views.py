@@ -1,4 +1,4 @@
-"""Views: which images they are, what is encoded for them, and whose mistakes are told."""
+"""Views: their images, what is encoded for them, and the errors of transforms."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_views_of_a_subset_are_rows_of_the_whole_set(images: Path, tmp_path: Pat
     for (few,), (everything,) in zip(subset.views, whole.views, strict=True):
         assert np.array_equal(few.array("embeddings"), everything.array("embeddings")[rows])
     assert len(subset.views) == 2 and sum(towered) == 3 * 60
-    with pytest.raises(UserError, match="other images can be read for its views than before"):
+    with pytest.raises(UserError, match="the images that can be read have changed"):
         with_views(
             replace(whole, shards=subset.shards), view_jobs(plan, plan.jobs[0], plan.work(plan.id)), load, Watch()
         )
@@ -157,7 +157,7 @@ def test_a_detector_encodes_a_view_once(images: Path, tmp_path: Path, towered: l
     assert np.array_equal(found, scores(tmp_path, "probe", "ood"))
 
 
-def test_a_transform_that_fails_is_the_method_s_mistake(images: Path, tmp_path: Path) -> None:
+def test_a_failing_transform_fails_its_method(images: Path, tmp_path: Path) -> None:
     asked = wanted(images, tmp_path, methods="probe,mcm", limit=3)
     asked.plugins[0].write_text(asked.plugins[0].read_text().replace("return ImageOps.mirror(image)", "return 1 / 0"))
     failed, right = run(make_plan(asked)).results
@@ -176,7 +176,7 @@ def returns_nothing(image: Image.Image) -> None:
 @pytest.mark.parametrize(
     ("function", "said"), [(returns_floats, "an array [4, 4] of float64"), (returns_nothing, "NoneType")]
 )
-def test_a_view_that_is_no_image_is_refused_and_the_image_is_left_alone(function: Any, said: str) -> None:
+def test_a_view_that_is_not_an_image_is_refused(function: Any, said: str) -> None:
     image = Image.new("RGB", (4, 4))
     with pytest.raises(UserError, match=re.escape(f"must return a PIL image or a uint8 array [h w 3], not {said}")):
         KeyedView(View(function), {}).apply(image, b"")

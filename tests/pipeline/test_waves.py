@@ -48,7 +48,7 @@ def wanted(images: Path, out: Path, **options: Any) -> RunRequest:
 
 @dataclass
 class Seen:
-    """What a run told: rows in the order in which they were written, and events; numbers of every bar."""
+    """The reports of a run: rows in the order in which they were written, events, and the numbers of progress bars."""
 
     rows: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -153,7 +153,7 @@ def test_a_run_killed_in_a_later_wave_keeps_the_rows_of_earlier_ones(
     assert [row.label for row in outcome.results] == ["shade", "bank", "mcm"]
 
 
-def test_methods_that_scored_another_set_before_need_no_wave_of_their_own(images: Path, tmp_path: Path) -> None:
+def test_methods_that_scored_another_set_share_a_wave(images: Path, tmp_path: Path) -> None:
     """What their fit() encodes is stored, and one pass over the features of the new set serves all of them."""
     asked = wanted(images, tmp_path, methods="bank,mcm")
     run(make_plan(asked))
@@ -168,7 +168,7 @@ def test_methods_that_scored_another_set_before_need_no_wave_of_their_own(images
     assert seen.rows == ["bank", "mcm"] and not [name for name, _, _ in seen.bars if name == "prompts"]
 
 
-def test_many_prompts_of_classes_wait_for_few(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_class_prompts_wait_for_few(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "MANY_PROMPTS", 5)  # of 3 classes: one template is few, two are many
     templates = tmp_path / "two.txt"
     templates.write_text("a {}\na photo of a {}\n")

@@ -1,4 +1,4 @@
-"""Files of trained weights: their digest is that of what is in them now, and a damaged header is one line."""
+"""Files of trained weights: their digest is that of their present content, and a damaged header gives one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_weights_overwritten_with_the_same_size_and_time_have_another_digest(tmp
         first.check()
 
 
-def test_strict_trusts_no_digest_that_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_ignores_stored_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "file_identity", lambda path: {"file": str(path)})
     store = Store(tmp_path / "store")
     path = write(tmp_path / "w.safetensors")
@@ -78,13 +78,13 @@ def test_a_damaged_header_is_one_line(content: bytes, said: str, tmp_path: Path)
     assert len(str(error.value)) < 400 and "\n" not in str(error.value)
 
 
-def test_our_weights_are_known_under_any_name(tmp_path: Path) -> None:
+def test_our_weights_are_recognised_under_any_name(tmp_path: Path) -> None:
     assert weights.recipe_of(write(tmp_path / "w.pt"))["method"] == "clipn"
     torch.save({"x": torch.zeros(3)}, tmp_path / "w.safetensors")
     assert weights.recipe_of(tmp_path / "w.safetensors") == {}
 
 
-def test_tensors_that_are_cut_short_are_one_line(tmp_path: Path) -> None:
+def test_truncated_tensors_are_one_line(tmp_path: Path) -> None:
     path = write(tmp_path / "w.safetensors")
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(UserError, match="cannot be read as safetensors"):

@@ -491,7 +491,7 @@ def test_the_contract_of_a_plugin_method_is_checked(tmp_path: Path, cli: Cli) ->
     done = submit("2", "1")
     assert done.returncode == 2 and "mine.py is not the source that computed its result" in done.stderr
     done = submit("-1", "-1")
-    assert done.returncode == 2 and "mine breaks the contract: tells id from ood" in done.stderr
+    assert done.returncode == 2 and "mine breaks the contract: ranks id above ood" in done.stderr
     assert not (tmp_path / "submissions").exists()
     done = submit("1", "1")
     assert (done.returncode, done.stdout) == (0, "submissions/jane/glyphs/glyphs/mine\n")

@@ -46,7 +46,7 @@ def pax(kind: bytes = tarfile.XHDTYPE) -> bytes:
 
 
 def many_pax() -> bytes:
-    """Global records, each within the bound: they are kept for all members that follow."""
+    """Global records, each within the bound: tarfile keeps them for all following members."""
     parts = []
     for i in range(200):
         value = b"a" * 500_000
@@ -57,7 +57,7 @@ def many_pax() -> bytes:
 
 
 def sparse() -> bytes:
-    """A map of a sparse file in blocks that go on and on."""
+    """A sparse-file map with an endless chain of blocks."""
     one = tarfile.TarInfo("sparse")
     one.type = tarfile.GNUTYPE_SPARSE
     raw = bytearray(one.tobuf(tarfile.GNU_FORMAT))
@@ -127,7 +127,7 @@ def test_decompressing_is_bounded_in_memory(tmp_path: Path) -> None:
     refused(archive, tmp_path / "out", "takes more than 268,435,456 bytes of memory to unpack")
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_LZMA) as file:
         file.writestr("a", b"x" * 1000)
-    refused(tmp_path / "bomb.zip", tmp_path / "out", "member 'a' is compressed in a way that is not read")
+    refused(tmp_path / "bomb.zip", tmp_path / "out", "member 'a' uses a compression method that is not supported")
 
 
 def test_names_are_bounded(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_names_are_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_sound_archives_are_unpacked(compress: Callable[[bytes], bytes], form: int, tmp_path: Path) -> None:
+def test_valid_archives_are_unpacked(compress: Callable[[bytes], bytes], form: int, tmp_path: Path) -> None:
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=form) as file:
         for number in range(5):
@@ -153,7 +153,7 @@ def test_sound_archives_are_unpacked(compress: Callable[[bytes], bytes], form: i
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 def test_an_archive_truncated_between_members_is_damaged(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    """tarfile itself takes both for the end: half a data set would be in place, without a word."""
+    """tarfile itself takes both for the end, so half a dataset would be installed without an error."""
     other = header("b.txt", tarfile.REGTYPE, 5) + padded(b"hello")
     broken = bytearray(other)
     broken[0] ^= 1
@@ -169,7 +169,7 @@ def test_an_archive_truncated_between_members_is_damaged(compress: Callable[[byt
 
 
 def test_a_link_through_an_unresolvable_path_is_rejected(tmp_path: Path) -> None:
-    """os.path.realpath, which fails at 4,096 bytes, takes the target for one inside; the system finds it outside."""
+    """os.path.realpath fails at 4,096 bytes and takes the target for one inside; the system resolves it outside."""
     depth, name = 16, "d" * 240
     short = [chr(ord("a") + i) for i in range(depth)]
     (tmp_path / "secret").write_text("outside")
@@ -186,6 +186,6 @@ def test_a_link_through_an_unresolvable_path_is_rejected(tmp_path: Path) -> None
             one = tarfile.TarInfo(path)
             one.type, one.linkname = kind, target
             file.addfile(one)
-    with pytest.raises(UserError, match="link 'escape' leads out of the folder"):
+    with pytest.raises(UserError, match="link 'escape' points outside the folder"):
         unpack(tmp_path / "a.tar", tmp_path / "out")
     assert not (tmp_path / "out").exists() and (tmp_path / "secret").read_text() == "outside"

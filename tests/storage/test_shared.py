@@ -91,7 +91,7 @@ def test_a_damaged_remote_entry_is_recomputed(
 
 
 def test_two_writers_of_different_content_do_not_mix(tmp_path: Path, url: str) -> None:
-    """Arrays are named by content: whoever comes last, arrays and entry.json are of one writer."""
+    """Arrays are named by content, so arrays and entry.json come from one writer in any order of writes."""
     inputs = {"a": 1}
     for name, value in (("one", 1.0), ("other", 2.0)):
         SharedStore(tmp_path / name, url).write("scores", inputs, {"s": np.full(3, value), "t": np.full(2, value)}, {})
@@ -102,7 +102,7 @@ def test_two_writers_of_different_content_do_not_mix(tmp_path: Path, url: str) -
 
 
 def test_bad_urls_are_reported_first(tmp_path: Path, cli: Cli) -> None:
-    for url, said in (("s3", "is no URL"), ("nowhere://bucket/x", "Protocol not known: nowhere")):
+    for url, said in (("s3", "is not a URL"), ("nowhere://bucket/x", "Protocol not known: nowhere")):
         with pytest.raises(UserError, match=said):
             open_store(tmp_path, url)
     done = cli("run", "--shared", "nowhere://x", "--store", tmp_path / "s", "--results", tmp_path / "o")
@@ -128,7 +128,7 @@ def test_unreachable_stores_are_retried_and_reported(
         write(shared)
     assert len(calls) == 3 and caplog.text.count("trying again") == 2
     broken = True
-    with pytest.raises(UserError, match="does not answer: connection reset.*is kept in"):
+    with pytest.raises(UserError, match="does not answer: connection reset.*are kept in"):
         write(shared, 1)
     assert find(Store(tmp_path / "one"), 1)  # nothing is lost
 
@@ -193,7 +193,7 @@ def test_two_downloads_of_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_shards_at_a_url_are_the_same_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fetched again on another machine: the same list by digest, and images that are found there."""
+    """The same images on another machine, after fetching the shards there: equal list digest, images can be read."""
     from PIL import Image
 
     from oodbench.distributed.payload import portable
@@ -216,7 +216,7 @@ def test_shards_at_a_url_are_the_same_on_another_machine(tmp_path: Path, monkeyp
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """s3://oodbench on a server of this test; processes started from here reach it, too."""
+    """s3://oodbench on a server of this test, which processes started from here can reach, too."""
     pytest.importorskip("s3fs", reason="S3 needs the extra s3")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""The store: entries are complete or absent, whichever process writes, is killed or shares it."""
+"""The store: entries are complete or absent, also with concurrent and killed writers."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def changed_fact(path: Path) -> None:
 
 
 def foreign_entry(path: Path) -> None:
-    """A sound entry of another key, moved here."""
+    """A valid entry moved here from another key."""
     for file in write(Store(path.parents[3] / "other"), 1).path.iterdir():
         file.replace(path / file.name)
 
@@ -150,13 +150,13 @@ def test_a_damaged_entry_is_recomputed(store: Store, damage: Any, caplog: pytest
     damage(write(store).path)
     with caplog.at_level(logging.WARNING):
         assert find(store) is None
-    assert "damaged" in caplog.text and "made again" in caplog.text
+    assert "damaged" in caplog.text and "computed again" in caplog.text
     list(store.entries())  # does not fail, either
     folder = store.path("embeddings", store.key("embeddings", {**INPUTS, "number": 0})).stat().st_ino
     write(store)
     found = find(store)
     assert found is not None
-    assert found.path.stat().st_ino == folder  # mended in place: another process may be at the same
+    assert found.path.stat().st_ino == folder  # repaired in place: another process may do the same
     np.testing.assert_array_equal(found.array("x"), np.arange(40, dtype=np.float32).reshape(10, 4))
     assert found.facts["number"] == 0
     assert not leftovers(store)
@@ -227,7 +227,7 @@ def test_files_at_the_path_of_an_entry_are_replaced(
 
 
 def test_an_entry_that_cannot_be_replaced_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its folder is another user's: making room would not help."""
+    """The folder belongs to another user, so the advice must not be to free space."""
     entry = write(store)
     truncated(entry.path)
 
@@ -237,7 +237,7 @@ def test_an_entry_that_cannot_be_replaced_is_named(store: Store, monkeypatch: py
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(UserError) as error:
         write(store)
-    assert f"(Permission denied); see to the rights of {entry.path}" in str(error.value) and "gc" not in str(
+    assert f"(Permission denied); check the permissions of {entry.path}" in str(error.value) and "gc" not in str(
         error.value
     )
     assert not leftovers(store)

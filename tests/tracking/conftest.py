@@ -1,4 +1,4 @@
-"""What all tests of tracking share: a database that MLflow has set up, and a server."""
+"""Fixtures of the tracking tests: a database that MLflow has set up, and a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.servers import Server, serving, unused_port
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as MLflow makes it, which takes seconds: most tests start from a copy."""
+    """A database created by MLflow, which takes seconds, so most tests start from a copy."""
     folder = tmp_path_factory.mktemp("empty")
     with quiet_mlflow():
         from mlflow import MlflowClient

@@ -1,4 +1,4 @@
-"""A tracking server that goes while a run or a sync sends to it, and comes back."""
+"""A tracking server that stops while a run or a sync sends to it, and starts again."""
 
 from __future__ import annotations
 

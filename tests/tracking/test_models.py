@@ -45,7 +45,7 @@ def images(place: Path) -> list[str]:
 
 
 def elsewhere(code: str, uri: str, folder: Path, *arguments: str) -> pd.DataFrame:
-    """What a process that knows nothing of us makes of a model: `code` gives `found`; warnings of ours are errors."""
+    """Run `code` on a model in a process that does not import oodbench itself, and return `found`."""
     lines = ["import sys, mlflow, pandas as pd", code, f"found.to_parquet({str(folder / 'found.parquet')!r})"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-c", "\n".join(lines), *arguments]
@@ -82,10 +82,10 @@ def test_a_detector_in_the_registry(cli: Cli, place: Path, server: str, tmp_path
 
 
 @pytest.mark.slow
-def test_weights_in_the_registry_lead_to_their_training(
+def test_registered_weights_link_to_their_training(
     cli: Cli, place: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained for a moment; registered; scores for class names of the caller's, as `--weights FILE` gives them."""
+    """Weights are trained briefly and registered; scores for given class names equal those of `--weights FILE`."""
     monkeypatch.setitem(world._LENGTHS, "pairs", 640)  # of 40,000, which all would be embedded
     flags = ("--encoder", "glyphs", "--captions", "glyphs", "--steps", "2", "--batch-size", "32")
     trained = cli("train", "clipn", *flags, "--output", tmp_path / "w.safetensors", "--tracking-uri", server)
@@ -124,21 +124,21 @@ def test_weights_with_class_names_in_the_default_store(cli: Cli, place: Path, tm
 
 
 @pytest.mark.slow
-def test_weights_without_class_names_say_so(place: Path) -> None:
+def test_weights_without_class_names_are_an_error(place: Path) -> None:
     model = pyfunc._load_pyfunc(str(CLIPN), {"device": "cpu", "encoder": ""})
     frame = pd.DataFrame({"image": images(place)}, index=range(5, 21))
     with pytest.raises(UserError, match=r'need class names: predict\(images, params={"classes"'):
         model.predict(frame, {"classes": []})
     with pytest.raises(UserError, match="give a column 'image' of paths, or 'bytes'"):
         model.predict(pd.DataFrame({"picture": ["x"]}), {"classes": ["anchor"]})
-    with pytest.raises(UserError, match="bytes that are no image"):
+    with pytest.raises(UserError, match="the bytes are not an image"):
         model.predict(pd.DataFrame({"bytes": [b"x"]}), {"classes": ["anchor"]})
     found = model.predict(frame, {"classes": np.array(["anchor", "umbrella"])})
     assert list(found.index) == list(range(5, 21)) and found["score"].notna().all()
 
 
 @pytest.mark.slow
-def test_what_a_model_is_told_to_be(place: Path) -> None:
+def test_the_description_of_a_model(place: Path) -> None:
     detector = model_of(place / "detector")
     assert set(detector.outputs) == {"score", "class", "decision"} and detector.classes is None
     weights = model_of(CLIPN, str(place / "names.txt"), "ViT-B-16/openai")
@@ -183,8 +183,8 @@ HOSTILE = "a_b & 50% <script>alert(1)</script>"
 
 
 @pytest.mark.slow
-def test_what_a_person_sees(cli: Cli, place: Path, server: str, browser: Any, tmp_path: Path) -> None:
-    """Run names, the table, a picture and a registered model, on the pages that MLflow itself serves."""
+def test_pages_of_mlflow(cli: Cli, place: Path, server: str, browser: Any, tmp_path: Path) -> None:
+    """Run names, the table, a figure and a registered model, in MLflow's web interface."""
     flags = ("--methods", "mcm,energy", "--limit", "40", "--allow-partial", "--bootstrap", "0", "--seed", "5")
     done = cli("run", *flags, "--results", tmp_path / "r", "--tracking-uri", server, cwd=tmp_path)
     assert (done.returncode, "MLflow:" in done.stderr) == (0, False), done.stderr
@@ -223,7 +223,7 @@ def test_what_a_person_sees(cli: Cli, place: Path, server: str, browser: Any, tm
 
 
 @pytest.mark.slow
-def test_hostile_names_are_shown_as_they_are(server: str, browser: Any, tmp_path: Path) -> None:
+def test_hostile_names_are_escaped(server: str, browser: Any, tmp_path: Path) -> None:
     odd = row(
         label=HOSTILE, title=HOSTILE, benchmark="hostile", benchmark_title=HOSTILE, status="failed", error=HOSTILE
     )

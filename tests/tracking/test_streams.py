@@ -1,4 +1,4 @@
-"""Streams in MLflow: names, tags, parameters and metrics that tell them apart, and the same results read back."""
+"""Streams in MLflow: names, tags, parameters and metrics that distinguish them; the same results are read back."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_page_that_is_too_large_is_left_out(
     assert "no page is sent to MLflow: that of 2 results" in caplog.text
 
 
-def test_names_of_runs_tell_streams_apart() -> None:
+def test_names_of_runs_distinguish_streams() -> None:
     assert fields.row_name(OODD) == "oodd · ViT-B-16/openai, id-first, batch 256, stream seed 2, ID:OOD 1:4"
     rows = [stream("tanl", order, seed) for order in ("shuffled", "blocks=10") for seed in (0, 1)]
     assert len({fields.row_name(one) for one in rows}) == 4

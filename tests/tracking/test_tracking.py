@@ -276,7 +276,7 @@ def test_names_of_runs() -> None:
 
 
 def test_rows_sent_by_an_older_oodbench_are_not_sent_again(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tags all had the prefix; those that rows are found by still have."""
+    """All its tags had the prefix; those that identify rows still have it."""
     with monkeypatch.context() as patch:
         patch.setattr(entries, "row_tags", lambda row: {"oodbench.encoder": "Vi-T-B", "oodbench.method": row.method})
         assert send(local, [row()], attach).arrived == 1
@@ -308,7 +308,7 @@ def test_a_row_arrives_once(local: Tracker) -> None:
 
 
 def test_links_to_the_experiments_of_rows(local: Tracker) -> None:
-    """The id of an experiment is kept with what was sent, so that a warm run needs no MLflow to name it."""
+    """The id of an experiment is recorded with what was sent, so that a warm run needs no MLflow for the link."""
     glyphs, other, new = row(), row(benchmark="other"), row("new")
     send(local, [glyphs], attach)
     send(local, [other], attach)
@@ -331,14 +331,14 @@ def test_the_same_scores_at_another_time_are_the_same_row(local: Tracker) -> Non
     assert send(local, [row(created="2026-01-01T00:00:00Z", seconds={})], attach).known == 1
 
 
-def test_another_store_has_its_own_ledger(local: Tracker, tmp_path: Path) -> None:
+def test_another_store_has_its_own_record(local: Tracker, tmp_path: Path) -> None:
     send(local, [row()], attach)
     other = Tracker(f"sqlite:///{tmp_path}/other.db", local.results)
     assert send(other, [row()], attach) == SyncReport(1, 0, 0, "")
     assert Store(other.uri).digests == digests(row())
 
 
-def test_a_removed_store_is_not_believed_to_have_rows(fresh: Tracker) -> None:
+def test_a_removed_store_has_no_rows(fresh: Tracker) -> None:
     runs.record_sent(fresh, [row().digest])
     assert runs.sent_digests(fresh) == set()
     assert send(fresh, [row()], attach).arrived == 1
@@ -372,7 +372,7 @@ def test_odd_names_and_big_rows(local: Tracker) -> None:
     assert metrics["auroc/folder-my-photos-x"] == 2 / 8 and math.isnan(metrics["auroc/void"])
 
 
-def test_a_cut_off_child_does_not_count(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_child_does_not_count(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -397,7 +397,7 @@ def test_a_cut_off_child_does_not_count(local: Tracker, monkeypatch: pytest.Monk
     assert len(store.children) == 3
 
 
-def test_one_bad_benchmark_does_not_hold_up_the_others(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_bad_benchmark_does_not_block_the_others(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -416,7 +416,7 @@ def test_one_bad_benchmark_does_not_hold_up_the_others(local: Tracker, monkeypat
 
 
 def test_a_deleted_experiment_is_restored(local: Tracker, caplog: pytest.LogCaptureFixture) -> None:
-    """MLflow keeps the name of an experiment that was deleted in its pages, and takes no run for it."""
+    """MLflow keeps the name of a deleted experiment and accepts no run for it."""
     assert send(local, [row("msp")], attach).arrived == 1
     Store(local.uri).client.delete_experiment(Store(local.uri).experiment.experiment_id)
     assert send(local, [row("mcm")], attach) == SyncReport(1, 0, 0, "")
@@ -426,7 +426,7 @@ def test_a_deleted_experiment_is_restored(local: Tracker, caplog: pytest.LogCapt
 
 @pytest.mark.parametrize("fatal", ["log_artifacts", "log_inputs", "log_text", "set_terminated", "set_tag"])
 @pytest.mark.parametrize("calls", [1, 2, 3])
-def test_what_a_kill_left_running_is_ended_by_the_next_sync(
+def test_the_next_sync_ends_the_runs_of_a_killed_process(
     fatal: str, calls: int, local: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
@@ -490,7 +490,7 @@ def test_names_beyond_the_limits_of_mlflow(local: Tracker) -> None:
     assert sync(local) == SyncReport(0, 3, 0, "")
 
 
-# What becomes of the sqlite file
+# The SQLite file
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%3Fb", "a%25b", "a#b;c&d=e", "a\nb", "a*[b]?.tmp"])
@@ -510,20 +510,20 @@ def test_a_results_folder_that_mlflow_cannot_name(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="not UTF-8, as MLflow needs it; name another folder"):
         tracker_of(tmp_path / "a\udcffb", None)
     monkeypatch.setattr(tracker, "_decodes", lambda: False)  # SQLAlchemy 2.0
-    with pytest.raises(UserError, match=r"has a `\?`, after which MLflow ends it; name another folder"):
+    with pytest.raises(UserError, match=r"has a `\?`, where MLflow cuts it off; name another folder"):
         tracker_of(tmp_path / "a?b", None)
     assert default_uri(tmp_path / "a%3Fb") == f"sqlite:///{tmp_path}/a%3Fb/mlflow.db"
 
 
 def half_made(database: Path) -> None:
-    """What a kill leaves while MLflow sets up its tables: some of them, of an early revision or none."""
+    """A database that a kill left while MLflow created its tables: some of them, of an early revision or none."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("CREATE TABLE experiments (experiment_id INTEGER, name TEXT)")
         connection.execute("CREATE TABLE runs (run_uuid TEXT)")
         connection.commit()
 
 
-def test_a_database_that_a_kill_left_half_made_is_made_anew(fresh: Tracker) -> None:
+def test_an_incomplete_database_is_created_again(fresh: Tracker) -> None:
     lay(fresh.results, row())
     half_made(fresh.results / "mlflow.db")
     (fresh.results / ".mlflow.db.0123456789abcdef.tmp").write_text("of a process that was killed")
@@ -534,7 +534,7 @@ def test_a_database_that_a_kill_left_half_made_is_made_anew(fresh: Tracker) -> N
     assert {path.name for path in fresh.results.iterdir()} == names
 
 
-def test_a_database_with_runs_is_never_made_anew(fresh: Tracker) -> None:
+def test_a_database_with_runs_is_never_replaced(fresh: Tracker) -> None:
     lay(fresh.results, row())
     half_made(fresh.results / "mlflow.db")
     with closing(sqlite3.connect(fresh.results / "mlflow.db")) as connection:
@@ -548,7 +548,7 @@ def test_a_database_with_runs_is_never_made_anew(fresh: Tracker) -> None:
     assert before[:16] == b"SQLite format 3\0"
 
 
-def test_a_disk_that_fills_while_the_database_is_made(fresh: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_while_the_database_is_created(fresh: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     from sqlalchemy.exc import OperationalError
 
@@ -613,8 +613,8 @@ def test_a_warm_run_imports_no_mlflow(local: Tracker) -> None:
 
 
 @pytest.mark.slow
-def test_a_cold_run_is_silent(fresh: Tracker) -> None:
-    """In a fresh process, where MLflow is imported and the database made: nothing printed, no warning, cwd clean."""
+def test_a_first_run_prints_nothing(fresh: Tracker) -> None:
+    """In a new process, which imports MLflow and creates the database, nothing is printed or left in the folder."""
     lay(fresh.results, row())
     code = (
         "import sys; from pathlib import Path; from oodbench.tracking import Tracker, sync\n"
@@ -639,7 +639,7 @@ def test_two_processes_at_once(fresh: Tracker) -> None:
     assert Store(fresh.uri).digests == digests(row("energy"), row("mcm"))
 
 
-def test_a_folder_where_another_process_hangs(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_another_process_locks(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_LOCK_SECONDS", 0.2)
     with runs.lock(local):
         check_waits(local, "locked")
@@ -661,7 +661,7 @@ def test_the_variable_of_mlflow_names_the_store(tmp_path: Path, monkeypatch: pyt
     assert default_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-# Stores that are not there
+# Stores that do not exist
 
 
 def check_waits(tracker: Tracker, cause: str) -> None:
@@ -673,7 +673,7 @@ def check_waits(tracker: Tracker, cause: str) -> None:
     assert str(tracker.results) in sent.reason
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_no_server_listens(tmp_path: Path) -> None:
     check_waits(Tracker(f"http://127.0.0.1:{unused_port()}/", tmp_path / "results"), "refused")
 
 
@@ -683,7 +683,7 @@ def test_a_server_that_never_answers(tmp_path: Path) -> None:
         check_waits(Tracker(f"http://127.0.0.1:{server.getsockname()[1]}", tmp_path / "results"), "timed out")
 
 
-def test_a_sqlite_file_that_is_none(fresh: Tracker) -> None:
+def test_a_file_that_is_not_sqlite(fresh: Tracker) -> None:
     fresh.results.mkdir()
     (fresh.results / "mlflow.db").write_text("not a database" * 100)
     check_waits(fresh, "not a database")
@@ -701,14 +701,14 @@ def test_no_password_is_shown_or_stored(tmp_path: Path) -> None:
     ("uri", "why"),
     [
         *((uri, "has no scheme") for uri in ("localhost:5000", "mlruns", "/tmp/x.db", "")),
-        *((uri, "names a folder of files, which MLflow no longer writes") for uri in ("file:mlruns", "file:///tmp/x")),
+        *((uri, "names a file store, which MLflow no longer writes") for uri in ("file:mlruns", "file:///tmp/x")),
         ("htp://localhost:5000", "has the scheme htp, which MLflow does not know"),
         ("sqlite:///results?1/mlflow.db", r"has the option '1/mlflow.db' .*a `\?` in a path is written %3F"),
         *((uri, "is a database in memory") for uri in ("sqlite://", "sqlite:///", "sqlite:///:memory:")),
     ],
 )
-def test_a_uri_that_no_row_could_be_sent_to(uri: str, why: str, tmp_path: Path) -> None:
-    """Before hours of work, not after them."""
+def test_an_unusable_uri_is_refused(uri: str, why: str, tmp_path: Path) -> None:
+    """It is refused before hours of work."""
     with pytest.raises(UserError, match=f"^tracking URI '.*' {why}.*; write for example http"):
         Tracker(uri, tmp_path)
 
@@ -778,7 +778,7 @@ def test_a_server_gets_every_row_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fail_from", [1, 2, 4, 6, 8, 9, 10, 11, 12, 13, 14, 18])
-def test_a_cable_cut_at_any_request(
+def test_a_connection_lost_at_any_request(
     server: str, fail_from: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     benchmark = f"cut-{fail_from}"
@@ -811,9 +811,7 @@ def test_a_server_that_was_down(server: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_hangs_in_the_middle(
-    running_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_hangs(running_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers the probe and the first request, then stops (SIGSTOP); MLflow alone would retry for minutes."""
     import requests  # type: ignore[import-untyped,unused-ignore]
 

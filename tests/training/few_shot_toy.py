@@ -1,4 +1,4 @@
-"""A small FewShotMethod for tests: one vector per class, learnt from labelled images, and a map of their patches."""
+"""A small FewShotMethod for tests: one vector per class, trained on labelled images, and a map of their patches."""
 
 SOURCE = '''
 """Heads: one learnt vector per class (Nobody, Nowhere 2000)."""

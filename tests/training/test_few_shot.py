@@ -1,4 +1,4 @@
-"""Training on labelled images: which are drawn, how they are encoded, the loss by hand, resume, weights of a folder."""
+"""Training on labelled images: drawing, encoding, the loss by hand, resuming, weights of a folder."""
 
 from __future__ import annotations
 
@@ -128,10 +128,10 @@ def drawn_by_hand(place: Path, shots: int, seed: int) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_activations_of_patches_come_from_the_pass_of_the_patches(
+def test_patch_activations_come_from_the_pass_of_the_patches(
     place: Path, ask: Callable[..., TrainRequest], encoder: OpenClip, tower: list[int], augment: bool
 ) -> None:
-    """Stored in half precision, or computed in every step; what a method on patches has stored is another entry."""
+    """They are stored in half precision or computed in every step; those of a method on patches are other entries."""
     plain, alone = make_plan(ask(augment=augment)), ProcessGroup(0, 1, "cpu")
     info = dataclasses.replace(plain.job.info, needs=(*plain.job.info.needs, "PATCH_ACTIVATIONS"))
     plan = dataclasses.replace(plain, job=dataclasses.replace(plain.job, info=info))
@@ -199,7 +199,7 @@ def test_the_images_are_those_of_run_shots(place: Path, ask: Callable[..., Train
     # Six images, three epochs of one step of four.
     [({}, 6), ({"crops": 2}, 12), ({"crops": 50}, 18), ({"augment": True}, 12)],
 )
-def test_each_image_goes_through_the_tower_once_per_view_and_a_training_in_two_pieces_is_one(
+def test_each_crop_is_encoded_once_and_training_resumes_exactly(
     ask: Callable[..., TrainRequest], tmp_path: Path, tower: list[int], options: dict[str, Any], encoded: int
 ) -> None:
     whole = train(ask(**options, epochs=3))
@@ -263,7 +263,7 @@ def test_images_that_cannot_be_read(
         (broken / name).write_bytes((place / "train" / name).read_bytes())
     (broken / "green/2.png").write_bytes(b"no image")
     asked = dataclasses.replace(asked, calibration=f"folder:{broken}", batch=100)
-    words = r"green/2.png cannot be read \(no image format that Pillow knows\); .*--on-error skip"
+    words = r"green/2.png cannot be read \(not an image format that Pillow supports\); .*--on-error skip"
     for augment in (False, True):
         with pytest.raises(UserError, match=words):
             train(dataclasses.replace(asked, augment=augment, out=tmp_path / f"{augment}.safetensors"))
@@ -282,7 +282,7 @@ def test_images_that_cannot_be_read(
         train(dataclasses.replace(asked, on_error="skip", steps=2))
     for path in broken.glob("green/*"):
         path.write_bytes(b"no image")
-    with pytest.raises(UserError, match="not one of the 5 images of class 'green'"):
+    with pytest.raises(UserError, match="none of the 5 images of class 'green'"):
         train(dataclasses.replace(asked, on_error="skip", out=tmp_path / "other.safetensors"))
 
 
@@ -329,7 +329,7 @@ def test_hyper_parameters_of_the_score_do_not_make_another_training(ask: Callabl
             "labelled images; leave them out: oodbench train clipn --encoder glyphs",
         ),
         ({"crops": 2, "augment": True}, "give one of them"),
-        ({"shots": EACH + 1}, r"--shots 6 takes 6 images of each class, and 3 of 3 classes .* blue \(5\)"),
+        ({"shots": EACH + 1}, r"--shots 6 needs 6 images of each class, but 3 of 3 classes .* blue \(5\)"),
         ({"shots": 0}, "--shots must be at least 1"),
         ({"crops": 0}, "--crops must be at least 1"),
         ({"calibration": ""}, "has no training split in the catalogue; name its training images with --calibration"),
@@ -357,9 +357,7 @@ def test_equal_names_and_divergence_among_several_trainings(
         "--seed", "1,2", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "class names that give the same prompt, so that no method can distinguish them: 'green' = 'Green'" in (
-        done.stderr
-    )
+    assert "class names with equal prompts, which no method can distinguish: 'green' = 'Green'" in (done.stderr)
     advice = re.search("try --restart with a lower --lr: oodbench (.*)", done.stderr)
     assert advice and all(f" {flag}" in advice[1] for flag in ("--seed 1", "--shots 1", "--restart", "--lr 1e+29"))
 
@@ -451,8 +449,8 @@ def test_weights_that_do_not_fit(cli: Cli, place: Path, plugin: Path, trained: P
         (("heads", "heads=weights", "--classes", tmp_path / "names.txt"), f"no weights in weights fit: .*{others}"),
         (("heads", f"heads={tmp_path}/empty"), "holds no weights of heads; train some: oodbench train heads --id"),
         (("heads", f"heads={tmp_path}/twice"), r"heads\[K=2,seed=1\] is the name of .*a.safetensors and .*b.safetens"),
-        (("heads[K=2,seed=1]", "heads=weights"), "K and seed of heads are those of its weights, and no hyper"),
-        (("clipn", "clipn=weights"), "weights is no file"),
+        (("heads[K=2,seed=1]", "heads=weights"), "K and seed of heads are those of its weights, not hyper"),
+        (("clipn", "clipn=weights"), "weights is not a file"),
         (("heads", "heads=weights", "--set", "heads.local=0.3"), "was trained with local=0.5, not with local=0.3"),
     ]  # fmt: skip
     for (methods, weights, *words), expected in cases:
@@ -570,7 +568,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
+def test_two_processes_train_as_one(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
     import pickle
 
     options: dict[str, Any] = {"crops": 2, "epochs": 3, "chunk": 1}

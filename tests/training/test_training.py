@@ -1,4 +1,4 @@
-"""Training: the loss of the whole batch however it is cut, exact resume, broken input, a real size."""
+"""Training: the loss of the whole batch for any chunks, exact resuming, broken input, a real size."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_sgd_and_its_rates_are_torch_s_stepped_as_in_dassl(
 def test_options_of_the_optimiser_apply_or_are_refused(
     ask: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recipe with SGD and a warm-up in epochs; what it adds stands in the identity, and in no other one."""
+    """A recipe with SGD and a warm-up in epochs; its fields are in its identity, and in no other."""
     assert not {"kind", "momentum", "warmup_epochs", "per_epoch"} & set(make_plan(ask()).identity()["optimiser"])
     sgd = Optimiser(kind="sgd", momentum=0.9, batch=16, epochs=2, warmup_lr=1e-5, warmup_epochs=2, per_epoch=True)
     monkeypatch.setattr(TrainedMethod, "optimisation", lambda self: sgd)
@@ -344,7 +344,7 @@ def test_options_of_the_optimiser_apply_or_are_refused(
     given = make_plan(ask(warmup=3)).optimiser
     rates = [Schedule(given, 96, 12, 0).lr(step) for step in (0, 2, 3)]
     assert (given.warmup, given.warmup_epochs, rates) == (3, 0, [1e-5, 1e-5, sgd.lr])
-    with pytest.raises(UserError, match=r"--betas and --eps: of AdamW, but toy is trained with SGD"):
+    with pytest.raises(UserError, match=r"--betas and --eps: for AdamW, but toy is trained with SGD"):
         make_plan(ask(betas=(0.9, 0.99), eps=1e-8))
     with pytest.raises(
         UserError, match=r"warm-up of toy, 2 epochs or 12 steps, must be less than the 12 steps .*--warm"
@@ -362,7 +362,9 @@ def test_a_training_begun_before_epsilon_hat_goes_on(ask: Callable[..., TrainReq
     assert hat.identity()["optimiser"]["epsilon_hat"] is True
 
 
-def test_it_learns_and_the_file_tells_how(ask: Callable[..., TrainRequest], plugin: Path, table: Path) -> None:
+def test_the_loss_decreases_and_the_file_has_the_recipe(
+    ask: Callable[..., TrainRequest], plugin: Path, table: Path
+) -> None:
     reports: list[Any] = []
     outcome = train(ask(epochs=8, settings=("toy.dropout=0.1",)), TrainWatch(step=reports.append))
     assert (outcome.done, outcome.steps, outcome.made) == (48, 48, 48)
@@ -389,7 +391,7 @@ def test_mixed_precision(ask: Callable[..., TrainRequest], precision: str) -> No
     assert weights_of.recipe_of(outcome.out)["precision"] == precision.removeprefix("amp-")
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 class Rows(TrainedMethod[None]):
@@ -413,7 +415,7 @@ class Rows(TrainedMethod[None]):
 
 
 def test_two_trainings_have_the_same_bits_on_two_threads(encoder: OpenClip, ask: Callable[..., TrainRequest]) -> None:
-    """And torch's settings are afterwards what they were before."""
+    """torch's settings are restored afterwards."""
     made = trainer_of(encoder, ask(chunk=16))
     recipe = dataclasses.replace(made.schedule, optimiser=Optimiser(lr=0.1, batch=32, weight_decay=0.0))
     before, found = torch.get_num_threads(), []
@@ -433,7 +435,7 @@ def test_two_trainings_have_the_same_bits_on_two_threads(encoder: OpenClip, ask:
 
 
 @pytest.mark.slow
-def test_a_training_in_two_pieces_is_one(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
+def test_a_resumed_training_has_the_same_bits(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
     options: dict[str, Any] = {"settings": ("toy.dropout=0.3",), "chunk": 5}
     whole = train(ask(**options, out=tmp_path / "whole.safetensors"))
     first = train(ask(**options, max_steps=7))
@@ -450,7 +452,7 @@ def test_a_training_in_two_pieces_is_one(ask: Callable[..., TrainRequest], tmp_p
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     ask: Callable[..., TrainRequest], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = train(ask(out=tmp_path / "whole.safetensors"))
@@ -493,7 +495,7 @@ def test_nan_stops_and_leaves_the_last_good_checkpoint(ask: Callable[..., TrainR
 # Bad input
 
 
-def test_every_problem_of_a_request_is_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_request_are_reported_together(tmp_path: Path) -> None:
     asked = TrainRequest(
         "clipm", captions=str(tmp_path / "none.csv"), encoder="x", precision="fp8", lr=-1.0, epochs=1, steps=1
     )
@@ -549,7 +551,7 @@ def test_broken_rows_are_named_and_counted(ask: Callable[..., TrainRequest], tab
     told: list[Any] = []
     outcome = train(ask(captions=str(path), on_error="skip"), TrainWatch(ready=told.append))
     assert (told[0].pairs, told[0].images) == (36, 20) and len(told[0].skipped) == 5
-    assert "broken.png: no image format that Pillow knows" in told[0].skipped[-1]
+    assert "broken.png: not an image format that Pillow supports" in told[0].skipped[-1]
     assert weights_of.recipe_of(outcome.out)["captions"]["skipped"] == 5
     mended = tmp_path / "mended.csv"
     mended.write_text(
@@ -749,7 +751,7 @@ def await_lines(out: Path, number: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_stopped_trainings_go_on_to_the_same_bits(
+def test_killed_and_stopped_trainings_resume_with_the_same_bits(
     table: Path, plugin: Path, tmp_path: Path, ask: Callable[..., TrainRequest]
 ) -> None:
     settings = ("toy.dropout=0.2", "toy.sleep=0.02")
@@ -783,7 +785,7 @@ def test_killed_and_stopped_trainings_go_on_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(
+def test_two_processes_have_the_results_of_one(
     table: Path, plugin: Path, tmp_path: Path, ask: Callable[..., TrainRequest]
 ) -> None:
     """Loss, gradient (from AdamW's first moment after one step) and weights."""
@@ -892,7 +894,7 @@ dist.destroy_process_group()
 def test_processes_share_the_shards_and_stop_together(
     table: Path, plugin: Path, tmp_path: Path, ask: Callable[..., TrainRequest]
 ) -> None:
-    """In a process group that is there already, as in a Ray worker; and SIGTERM to one of them stops both."""
+    """The process group exists already, as in a Ray worker; SIGTERM to one process stops both."""
     samples = samples_of(table)
     for i in range(3):
         pack(tmp_path / f"s-{i}.tar", samples[16 * i : 16 * i + 16])
@@ -912,14 +914,14 @@ def test_processes_share_the_shards_and_stop_together(
 
 
 @pytest.mark.slow
-def test_a_dead_server_costs_nothing_and_gets_the_curves_later(
+def test_a_dead_server_does_not_delay_training_and_gets_the_curves_later(
     cli: Cli, table: Path, plugin: Path, tmp_path: Path
 ) -> None:
     common = ("train", "toy", "--plugin", plugin, "--captions", table, "--output", tmp_path / "toy.safetensors")
     began = time.monotonic()
     done = cli(*common, "--tracking-uri", "http://127.0.0.1:9", "--max-steps", "6")
     assert done.returncode == 0, done.stderr
-    assert "curves did not all reach http://127.0.0.1:9" in done.stderr and time.monotonic() - began < 90
+    assert "some curves were not sent to http://127.0.0.1:9" in done.stderr and time.monotonic() - began < 90
     again = cli(*common, "--tracking-uri", f"sqlite:///{tmp_path}/late.db")
     assert again.returncode == 0, again.stderr
     assert curve(tmp_path / "late.db", "loss") == ("FINISHED", list(range(1, 19)))
@@ -981,6 +983,6 @@ def test_real_captions_and_a_vit_b_32_of_real_width(shared: Path, tmp_path: Path
     assert (recipe["captions"]["pairs"], recipe["captions"]["images"]) == (100, 20)
 
 
-def test_the_interface_is_what_the_loop_serves() -> None:
+def test_the_loop_provides_the_documented_interface() -> None:
     assert TrainedMethod.__abstractmethods__ >= {"module", "inputs", "embed", "loss"}
     assert TrainingData().captions == [] and json.dumps(dataclasses.asdict(Optimiser()))

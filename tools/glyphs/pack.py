@@ -1,7 +1,7 @@
-"""Makes the weights of a trained method small enough to ship: python -m tools.glyphs.pack FILE OUT.
+"""Make the weights of a trained method small enough to ship: python -m tools.glyphs.pack FILE OUT.
 
-Half precision; and of a token table only the rows that training touched. Rows of tokens that no caption holds are the
-encoder's own, times what weight decay left of them.
+Weights are stored in half precision, and token tables as the rows that training changed. The rows of tokens that occur
+in no caption are the encoder's own, times a factor of weight decay.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from oodbench.method import TrainedMethod, Weights, registry
 from oodbench.pipeline import weights
 from oodbench.storage.store import Store, default_root
 
-TABLE = 4096  # rows from which on a tensor is taken for a token table
-SAME = 1e-5  # relative: how far a row that training did not touch may be from the encoder's
+TABLE = 4096  # smallest number of rows of a token table
+SAME = 1e-5  # largest relative difference from the encoder's row of a row that training did not change
 
 
 def packed(tensors: dict[str, Tensor], start: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
-    """Tensors in half precision with the touched rows of token tables, and the decay of the others."""
+    """Return tensors in half precision with the changed rows of token tables, and the decay of the others."""
     out: dict[str, Tensor] = {}
     decay = 1.0
     for name, tensor in tensors.items():

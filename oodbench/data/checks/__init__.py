@@ -1,1 +1,1 @@
-"""The checks of `oodbench datasets check`: problems of image sets, found before anything is computed on them."""
+"""The checks of `oodbench datasets check`, which find problems of image sets before a run."""

@@ -1,4 +1,4 @@
-"""Test images that are calibration images, too: the same files, or files of the same bytes with other names."""
+"""Test images that are also calibration images: the same files, or files with the same bytes and other names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _TAIL = 1024  # bytes at the end of a file, which differ between images, unlike 
 
 
 def calibration_overlap(test: ImageSet, calibration: ImageSet) -> Iterator[Finding]:
-    """Yield the finding on test images that are calibration images, too.
+    """Yield the finding on test images that are also calibration images.
 
-    Files are compared by path, then by size and last kilobyte, and only if those are equal by all their bytes, so that
-    not all of a training set of a million images is read. Images that are not separate files are all read. Raise
+    Files are compared by path, then by size and last kilobyte, and only if these are equal by all bytes, so that a
+    training set of a million images is not read completely. Images that are not separate files are all read. Raise
     UserError if that fails.
     """
     pair = (test.dataset.name, calibration.dataset.name)
@@ -30,12 +30,12 @@ def calibration_overlap(test: ImageSet, calibration: ImageSet) -> Iterator[Findi
     if len(common) == len(test):
         message = f"all {len(test):,} test images are in the calibration list: methods that calibrate have seen them"
     else:
-        message = f"{len(common):,} of {len(test):,} test images are in the calibration list, too"
+        message = f"{len(common):,} of {len(test):,} test images are also in the calibration list"
     yield Finding("error", "calibration", pair, message, len(common), first_examples([test.names[i] for i in common]))
 
 
 def _by_content(test: ImageSet, other: ImageSet) -> list[int]:
-    """Return the positions in `test` of images with the content of an image of `other`; reads both sets."""
+    """Return the positions in `test` of images with the content of an image of `other`. This reads both sets."""
     contents = set(other.by_content().fingerprints)
     return [i for i, content in enumerate(test.by_content().fingerprints) if content in contents]
 
@@ -47,7 +47,7 @@ def _by_path(test: ImageSet, other: ImageSet) -> list[int]:
 
 
 def _paths(listing: ImageSet) -> Iterator[str]:
-    """Yield the path of every image with linked folders resolved; links to single images are found by their bytes."""
+    """Yield the path of every image, with links to folders resolved; links to images are found by their bytes."""
     resolved: dict[str, str] = {}
     root = str(listing.folder)
     for name in listing.names:

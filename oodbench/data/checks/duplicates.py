@@ -1,4 +1,4 @@
-"""Images that two sets have in common: the same pixels, or perceptual hashes that differ in few bits."""
+"""Images that two sets share: equal pixels, or perceptual hashes that differ in few bits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DuplicatePair:
 
 @dataclass(frozen=True)
 class DuplicatePairs:
-    """The closest pairs, and the number of images of the second set that have a partner in the first."""
+    """The closest pairs, and the number of images of the second set with a duplicate in the first."""
 
     pairs: list[DuplicatePair]
     images: int

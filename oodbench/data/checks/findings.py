@@ -1,4 +1,4 @@
-"""The result of a check of datasets: Finding, SetSummary, CheckReport, and the report as text."""
+"""The results of a dataset check: Finding, SetSummary, CheckReport, and the report as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLES = 10  # examples that a finding lists
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem, or something to know.
+    """A problem or a note.
 
     level     "error": results would be wrong; "warning": results may mislead; "note": for information
     kind      count, digest, unreadable, identical, ...: identifies the check, for scripts
@@ -33,7 +33,7 @@ class Finding:
 
 @dataclass
 class SetSummary:
-    """An image set: what is declared and what was found.
+    """Declared and actual properties of an image set.
 
     `looked` is the number of inspected images, `modes` counts them by Pillow's mode, `grey` is the fraction without
     colour (0 to 1), and `shorter` has minimum, median and maximum of the shorter side in pixels.

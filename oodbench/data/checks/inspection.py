@@ -1,7 +1,7 @@
-"""Inspection of every image of a set in threads; the results are stored part by part.
+"""Inspect every image of a set in threads, and store the results in parts.
 
-The end of a part is determined by the hash of an image's name, about every 64 images. The bounds of a part do not move
-when images are added or removed elsewhere, so that after a change only the changed parts are inspected again.
+The hash of an image's name determines where a part ends, about every 64 images. The bounds of a part do not move when
+images are added or removed elsewhere, so that after a change only the changed parts are inspected again.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class ImageFacts:
     """Properties of an image.
 
     problem   why it cannot be decoded, "" if it can
-    grey      whether it has no colour, whatever its mode
-    pixels    digest of size and pixels as RGB, independent of metadata and of the lossless format
+    grey      whether it has no colour, in any mode
+    pixels    digest of size and RGB pixels, independent of metadata and lossless format
     hash      64-bit perceptual hash in hexadecimal, "" for an image without structure
-    flat      whether it has more than 8 bits and becomes nearly constant as RGB
+    flat      whether it has more than 8 bits and conversion to RGB makes it nearly constant
     turned    whether its EXIF orientation would rotate or mirror it
     frames    whether it has several frames or pages, of which only the first is read
     """
@@ -81,7 +81,7 @@ def _turned(image: Image) -> bool:
     """Return whether the EXIF orientation is not the normal one."""
     try:
         return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    except Exception:  # damaged metadata, of whatever kind
+    except Exception:  # damaged metadata raise many kinds of errors
         return False
 
 
@@ -117,10 +117,10 @@ Done = Callable[[int], None]
 def inspect_images(images: ImageSet, store: Store, workers: int = 0, done: Done = lambda n: None) -> list[ImageFacts]:
     """Return the properties of every image in order; those of unchanged images are read from the store.
 
-    `done` is called with the number of images that are ready. An image that the system does not let us read (no
-    permission, a drive that was removed) counts as unreadable, and its part is not stored.
+    `done` is called with the number of images that are ready. An image that the system refuses to read (no permission,
+    a removed drive) counts as unreadable, and its part is not stored.
     """
-    from PIL import Image  # noqa: F401  must not be imported in a thread first
+    from PIL import Image  # noqa: F401  the first import must not be in a thread
 
     workers = workers or min(os.cpu_count() or 1, 16)
     results: dict[int, list[ImageFacts]] = {}
@@ -179,7 +179,7 @@ def _inputs(images: ImageSet, bounds: tuple[int, int]) -> dict[str, object]:
 
 
 def _inspect(images: ImageSet, index: int) -> tuple[ImageFacts, bool]:
-    """Return the properties of an image, and whether the next inspection will give the same."""
+    """Return the properties of an image, and whether the next inspection will return the same."""
     try:
         image = images.read(index)
         return replace(inspect_image(image), frames=_has_frames(image)), True

@@ -1,4 +1,4 @@
-"""Checks of an ID set and an OOD set: common images, synonymous classes, shortcuts such as resolution and colour."""
+"""Checks of an ID and an OOD set: shared images, synonymous classes, shortcuts such as resolution and colour."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SYNSET = re.compile(r"n(\d{8})")  # a class folder named by its synset, as in I
 
 
 def find_wordnet() -> Path | None:
-    """Return the folder of data.noun and index.noun: $WNSEARCHDIR, $WNHOME/dict, or that of Debian or NLTK."""
+    """Return the folder of data.noun and index.noun: $WNSEARCHDIR, $WNHOME/dict, or the one of Debian or NLTK."""
     chosen = [os.environ.get("WNSEARCHDIR", ""), f"{home}/dict" if (home := os.environ.get("WNHOME", "")) else ""]
     folders = [c for c in chosen if c] or list(_FOLDERS)
     for name in folders:
@@ -35,7 +35,7 @@ def find_wordnet() -> Path | None:
 
 
 class WordNet:
-    """Synsets of nouns by name. A synset is its offset in data.noun; ImageNet's folders have those of WordNet 3.0."""
+    """Synsets of nouns by name. A synset is its offset in data.noun; ImageNet's folders use WordNet 3.0."""
 
     def __init__(self, folder: Path) -> None:
         self._data = folder / "data.noun"
@@ -49,7 +49,7 @@ class WordNet:
     def synsets(self, name: str) -> frozenset[int]:
         """Return the possible synsets of a class name or a folder such as n01440764; empty if WordNet has none.
 
-        Each part of a name such as `tench, Tinca tinca` is looked up; a plural also as its singular.
+        Each part of a name such as `tench, Tinca tinca` is looked up, a plural also as its singular.
         """
         if match := _SYNSET.fullmatch(name):
             return frozenset((int(match[1]),)) if self.words(int(match[1])) else frozenset()
@@ -77,9 +77,9 @@ def is_synset(folder: str) -> bool:
     return _SYNSET.fullmatch(folder) is not None
 
 
-_SIZE_AUROC = 0.9  # AUROC by size alone above which results may depend on size
-_GREY_DIFFERENCE = 0.2  # between the fractions of images without colour
-_MIN_IMAGES = 10  # of each set, for a comparison of their sizes and colours
+_SIZE_AUROC = 0.9  # AUROC by size alone, above which results may depend on size
+_GREY_DIFFERENCE = 0.2  # difference between the fractions of images without colour
+_MIN_IMAGES = 10  # images of each set that a comparison of sizes and colours needs
 
 _FEATURES: dict[str, Callable[[ImageFacts], float]] = {
     "shorter side": lambda image: min(image.width, image.height),
@@ -120,7 +120,7 @@ def shared_images(id_set: InspectedSet, ood: InspectedSet, radius: int) -> Itera
 
 
 def shortcut_features(id_set: InspectedSet, ood: InspectedSet) -> Iterator[Finding]:
-    """Yield the findings on sets that differ in size or colour, which scores may measure instead of the content."""
+    """Yield the findings on sets that differ in image size or colour, which scores may measure instead of content."""
     pair = (id_set.name, ood.name)
     id_images, ood_images = ([image for image in s.images if not image.problem] for s in (id_set, ood))
     if min(len(id_images), len(ood_images)) < _MIN_IMAGES:
@@ -144,9 +144,9 @@ def shortcut_features(id_set: InspectedSet, ood: InspectedSet) -> Iterator[Findi
 
 
 def class_names(listing: ImageSet) -> dict[str, str]:
-    """Return per class name the text to look up in WordNet: its folder if that is a synset, else the name.
+    """Return the text to look up in WordNet for each class name: its folder if that is a synset, else the name.
 
-    Names are those of the class list, else the folders that contain the images if there are several.
+    Names are from the class list, else the folders that contain the images if there are several.
     """
     folders = listing.folders or tuple(sorted({n.rpartition("/")[0].rpartition("/")[2] for n in listing.names}))
     if listing.dataset.classes:

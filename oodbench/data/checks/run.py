@@ -45,7 +45,7 @@ class CheckSettings:
 def check_sets(
     scope: CheckScope, settings: CheckSettings, watch: StartProgress = lambda what, n: lambda done: None
 ) -> CheckReport:
-    """Check everything in a scope and return the report. Raise UserError if there are no data at all."""
+    """Check everything in a scope and return the report. Raise UserError if there are no data."""
     report = CheckReport()
     inspected: dict[str, InspectedSet] = {}
     for name, dataset in scope.sets.items():
@@ -75,7 +75,7 @@ def check_sets(
     if not report.sets and not report.findings:
         raise UserError(
             f"no dataset of the catalogue is in {settings.data}; name the folder with --data, "
-            "a set of your own with folder:PATH"
+            "or your own set with folder:PATH"
         )
     return report
 
@@ -83,7 +83,7 @@ def check_sets(
 def _list(
     dataset: Dataset, role: str, settings: CheckSettings, report: CheckReport, scope: CheckScope
 ) -> ImageSet | None:
-    """Return the images of a set, labelled if it is an ID set; None, after adding a finding, if they cannot be listed.
+    """Return the images of a set, labelled if it is an ID set. If this fails, add a finding and return None.
 
     A set without a role may be used as ID or OOD set: problems of its classes are warnings.
     """
@@ -107,7 +107,7 @@ def _list(
 
 
 def _with_classes(listed: ImageSet, settings: CheckSettings, report: CheckReport) -> ImageSet:
-    """Return the same set with the remarks on its classes, if it has classes."""
+    """Return the same set with remarks on its classes, if it has classes."""
     try:
         labelled = _listing(listed.dataset, True, settings)
     except Unlabelled:
@@ -144,7 +144,7 @@ def _compare(
 
 
 def _calibration(test: ImageSet, dataset: Dataset, settings: CheckSettings, report: CheckReport) -> None:
-    """Add the summary and the findings of a calibration set: its list, and test images in it. No image is decoded."""
+    """Add the summary and the findings of a calibration set (its list, test images in it) without decoding images."""
     try:
         listed = _listing(dataset, True, dataclasses.replace(settings, limit=None))
     except UserError as error:

@@ -14,7 +14,7 @@ from oodbench.errors import ProblemList, raise_all
 class CheckScope:
     """Sets by name with their role ("ID", "OOD" or ""), pairs (ID, OOD), and calibration sets by ID set.
 
-    required  a missing set is an error: all were named, by themselves or through a benchmark
+    required  whether a missing set is an error, because all were named, directly or through a benchmark
     """
 
     sets: dict[str, Dataset] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class CheckScope:
             self.calibrations[dataset.name] = catalog.dataset(dataset.train)
 
     def add_pair(self, id_set: Dataset, ood: Dataset) -> None:
-        """Add an ID set and an OOD set that are to be compared."""
+        """Add an ID set and an OOD set to compare."""
         self.add(id_set, "ID")
         self.add(ood, "OOD")
         if id_set.name != ood.name and (id_set.name, ood.name) not in self.pairs:
@@ -49,8 +49,8 @@ class CheckScope:
 def select_sets(names: Sequence[str], id_name: str = "") -> CheckScope:
     """Return the scope of a request. Raises UserError with every name that does not exist.
 
-    Names are datasets, `folder:PATH` or benchmarks. With `id_name` all of them are OOD sets of it. Without names, the
-    scope is everything of the catalogue that is found below the data folder.
+    Names are datasets, `folder:PATH` or benchmarks. With `id_name`, all are OOD sets for it. Without names, the scope
+    is everything in the catalogue that exists below the data folder.
     """
     if not names and not id_name:
         return _everything()

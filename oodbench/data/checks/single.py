@@ -25,7 +25,7 @@ _PLAIN = ("RGB", "L")  # modes that need no warning
 
 
 def list_digest(listing: ImageSet) -> str:
-    """Return the sha256 of names and labels in order, which does not depend on the folder of the images."""
+    """Return the sha256 of names and labels in order, independent of the folder of the images."""
     return digest([list(listing.names), listing.labels.tolist()])
 
 
@@ -61,7 +61,7 @@ def list_findings(summary: SetSummary, listing: ImageSet) -> Iterator[Finding]:
         message = f"{summary.images:,} images, the catalogue counts {summary.expected:,}: {difference}"
         yield Finding("error", "count", name, message, abs(off))
     if listing.absent:
-        message = f"{len(listing.absent):,} images that the list names do not exist"
+        message = f"{len(listing.absent):,} images in the list do not exist"
         yield Finding("error", "absent", name, message, len(listing.absent), first_examples(list(listing.absent)))
     for remark in listing.remarks:
         yield Finding("warning", remark.kind, name, remark.message, remark.count, remark.examples)
@@ -81,7 +81,7 @@ def image_findings(listing: ImageSet, inspected: Sequence[ImageFacts]) -> Iterat
     lossy = [(n, mode) for n, mode in modes if mode not in ("", *_PLAIN)]
     if lossy:
         counts = Counter(mode for _, mode in lossy).most_common()
-        message = f"images that become RGB with a loss: {', '.join(f'{n:,} {mode}' for mode, n in counts)}"
+        message = f"images that lose information as RGB: {', '.join(f'{n:,} {mode}' for mode, n in counts)}"
         examples = first_examples([f"{n}: {mode}" for n, mode in lossy])
         yield Finding("warning", "modes", name, message, len(lossy), examples)
     flat = [n for n, facts in zip(listing.names, inspected, strict=True) if facts.flat]
@@ -97,7 +97,7 @@ def image_findings(listing: ImageSet, inspected: Sequence[ImageFacts]) -> Iterat
         yield Finding("warning", "orientation", name, message, len(turned), first_examples(turned))
     frames = [n for n, facts in zip(listing.names, inspected, strict=True) if facts.frames]
     if frames:
-        message = f"{len(frames):,} images have several frames or pages, of which the first is used"
+        message = f"{len(frames):,} images have several frames or pages; only the first is used"
         yield Finding("note", "frames", name, message, len(frames), first_examples(frames))
     repeated = duplicates.repeated_images(inspected)
     if repeated:
@@ -113,7 +113,7 @@ def archive_findings(dataset: Dataset, data: Path) -> Iterator[Finding]:
 
 
 def class_name_findings(listing: ImageSet) -> Iterator[Finding]:
-    """Yield the finding on class names that are equal for the tokenizer, unless the list is one of oodbench's own."""
+    """Yield the finding on class names that are equal for the tokenizer, unless the list is shipped."""
     classes, names = listing.dataset.classes, listing.named or listing.folders
     try:
         names = prompts.class_names(classes).lines if classes else tuple(name.replace("_", " ") for name in names)
@@ -124,7 +124,7 @@ def class_name_findings(listing: ImageSet) -> Iterator[Finding]:
 
 
 def _classes(listing: ImageSet) -> Iterator[Finding]:
-    """Yield the findings on class folders that do not agree with the class list."""
+    """Yield the findings on class folders that do not match the class list."""
     dataset, folders = listing.dataset, listing.folders
     if not dataset.classes:
         return
@@ -144,7 +144,7 @@ def _classes(listing: ImageSet) -> Iterator[Finding]:
         message = f"{len(folders):,} class folders, but the class list '{names.name}' has {len(names.lines):,} names"
         yield Finding("error", "classes", (dataset.name,), message, abs(len(names.lines) - len(folders)))
         return
-    # Folders with other names (n01440764) cannot be compared; if most are class names, the others are out of order.
+    # Folders with other names (n01440764) cannot be compared; if most are class names, the rest are out of order.
     plain, named = [[normalize_name(text) for text in texts] for texts in (folders, names.lines)]
     wrong = [f"{f} is named '{n}'" for f, n, a, b in zip(folders, names.lines, plain, named, strict=True) if a != b]
     if wrong and len(set(plain) & set(named)) > len(folders) / 2:
@@ -155,14 +155,14 @@ def _classes(listing: ImageSet) -> Iterator[Finding]:
 
 
 def normalize_name(text: str) -> str:
-    """Return a class name in lower case and without underscores and hyphens, for comparisons."""
+    """Return a class name in lower case without underscores and hyphens, for comparisons."""
     return " ".join(text.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def check_list_digest(dataset: Dataset, data: Path) -> tuple[Dataset, tuple[str, str] | None, Finding | None]:
     """Return the dataset to check, the digests of its list file (actual, declared or ""), and a finding if they differ.
 
-    Loaders reject a list with another digest; the check reports it and continues with a dataset that declares none.
+    Loaders reject a list with a wrong digest; the check reports it and continues with a dataset without one.
     """
     path = find_list(dataset, data)
     if not dataset.list or not path.is_file():  # no list, or reported when the set is loaded

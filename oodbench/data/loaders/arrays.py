@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Reads images of an array by their index. A .npy file is mapped from disk, an .npz file is held in memory."""
+    """Reads images of an array by index. A .npy file is memory-mapped, an .npz file is held in memory."""
 
     array: npt.NDArray[np.uint8]
     path: Path
     key: str  # name of the array in an .npz file, "" for a .npy file
 
     def read(self, name: str) -> ReadImage:
-        """Read the image at an index: greyscale, RGB or RGBA; its sha256 is that of shape and pixels."""
+        """Read the image at an index (greyscale, RGB or RGBA); its sha256 is that of shape and pixels."""
         pixels = np.array(self.array[int(name)], order="C")
         file = file_fingerprint(self.path)  # after the pixels are read
         fingerprint = member_fingerprint(file, *filter(None, (self.key,)), int(name))
@@ -54,11 +54,11 @@ class ArraySource:
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """List the images of an array file in their order.
+    """List the images of an array file in order.
 
-    The names of the arrays begin with `split` (`test_images`, `test_labels`); without a split, the file has one array
-    of images. Raise UserError if the file is missing or damaged, or has no or several arrays of images, or (labelled)
-    no labels.
+    Array names begin with `split` (`test_images`, `test_labels`); without a split, the file has one array of images.
+    Raise UserError if the file is missing or damaged, if it does not have exactly one array of images, or (labelled)
+    if it has no labels.
     """
     path = data / dataset.path
     if not path.is_file():
@@ -88,7 +88,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
 
 def _arrays(dataset: Dataset, path: Path) -> tuple[str, npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
     """Return the name of the array of images ("" in a .npy file), the array, and the labels if there are any."""
-    loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # by content, not by suffix
+    loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # the format is detected by content, not suffix
     if isinstance(loaded, np.ndarray):
         arrays: dict[str, Any] = {"": loaded}
     else:
@@ -102,7 +102,7 @@ def _arrays(dataset: Dataset, path: Path) -> tuple[str, npt.NDArray[np.uint8], n
         shapes = [f"{key} {array.dtype}{list(array.shape)}".strip() for key, array in arrays.items()]
         raise UserError(
             f"dataset '{dataset.name}': {path} must hold one array of uint8 images [n h w] or [n h w 3]"
-            f"{f' whose name begins with {dataset.split}' if dataset.split else ''}, it holds "
+            f"{f' with a name that begins with {dataset.split}' if dataset.split else ''}, it holds "
             f"{', '.join(shapes) or 'nothing'}"
             f"{_hint(list(arrays.values()))}"
         )
@@ -118,11 +118,11 @@ def _arrays(dataset: Dataset, path: Path) -> tuple[str, npt.NDArray[np.uint8], n
 
 
 def _hint(arrays: list[npt.NDArray[Any]]) -> str:
-    """Return advice for arrays that look like images of another layout or type, "" for others."""
+    """Return advice for arrays that look like images in another layout or type, else ""."""
     if any(a.ndim == 4 and a.shape[1] in (1, 3) and a.shape[-1] not in (1, 3, 4) for a in arrays):
-        return "; [n 3 h w] is written as [n h w 3]: array.transpose(0, 2, 3, 1)"
+        return "; convert [n 3 h w] to [n h w 3]: array.transpose(0, 2, 3, 1)"
     if any(a.dtype.kind == "f" or a.dtype.itemsize > 1 for a in arrays if a.ndim >= 3):
-        return "; values are whole numbers from 0 to 255, as uint8"
+        return "; values must be integers from 0 to 255, as uint8"
     return ""
 
 

@@ -19,7 +19,7 @@ from oodbench.storage.fingerprints import stat_fingerprint
 
 @dataclass
 class _Contents:
-    """What a folder contains: images as (name, fingerprint), other files, FIFOs and devices, and folders."""
+    """The contents of a folder: images as (name, fingerprint), other files, FIFOs and devices, and folders."""
 
     images: list[tuple[str, str]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
@@ -28,7 +28,7 @@ class _Contents:
     files: array[int] = field(default_factory=lambda: array("Q"))  # device and inode of every image
 
     def repeated(self) -> list[tuple[str, str]]:
-        """Return (name, other name) of images that are the same file: links, or below a linked folder."""
+        """Return (name, other name) of images that are the same file, through links to files or folders."""
         devices, inodes = np.array(self.files, np.uint64).reshape(-1, 2).T
         order = np.lexsort((devices, inodes))
         same = (np.diff(devices[order]) == 0) & (np.diff(inodes[order]) == 0) & (inodes[order][1:] > 0)
@@ -37,9 +37,9 @@ class _Contents:
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """List every image below the folder, sorted by path; labelled, with the classes of `layout.classes_by_folder`.
+    """List every image below the folder, sorted by path; if labelled, with the classes of `layout.classes_by_folder`.
 
-    Raise UserError if the folder is missing, empty or cannot be read, or (labelled) if an image is in no class folder.
+    Raise UserError if the folder is missing, empty or unreadable, or (labelled) if an image is not in a class folder.
     """
     folder = dataset.folder(data)
     if not folder.is_dir():
@@ -66,7 +66,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], contents: _Contents) -> None:
-    """Add the contents of a folder. `above` are its parents: a link to one of them is skipped."""
+    """Add the contents of a folder. `above` are its parents; links to them are skipped."""
     stat = folder.stat()
     here = (stat.st_dev, stat.st_ino)
     if here in above:

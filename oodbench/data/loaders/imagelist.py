@@ -29,12 +29,12 @@ from oodbench.data.prompts import split_lines
 from oodbench.errors import Missing, UserError
 from oodbench.storage.fingerprints import file_fingerprint
 
-_TRIED = 64  # paths of a list that are looked for to find the folder that they start from
+_TRIED = 64  # paths of a list that are looked for to find their root folder
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """A list file: paths, class index per path [n] (-1: none), sha256 of its lines without line ends."""
+    """A list file: paths, class index per path [n] (-1: none), sha256 of its lines without line endings."""
 
     path: Path
     names: tuple[str, ...]
@@ -53,21 +53,21 @@ def read_list(path: Path) -> ImageList:
     for number, line in enumerate(text, 1):
         if not line:
             continue
-        name, _, label = line.rpartition(" ")  # a path may hold spaces
+        name, _, label = line.rpartition(" ")  # a path may contain spaces
         if not name or not re.fullmatch(r"-?\d{1,18}", label):
             if _is_number(label):
-                raise UserError(f"image list {path}, line {number}: the label of {line!r} is no whole number")
+                raise UserError(f"image list {path}, line {number}: the label of {line!r} is not an integer")
             name, label = line, "-1"
         name = name.strip()
         if name.startswith("/"):
             raise UserError(
-                f"image list {path}, line {number}: {name!r} is an absolute path; paths start from the list's root: "
-                "take the root away from them, and name it as list:FILE@ROOT"
+                f"image list {path}, line {number}: {name!r} is an absolute path; paths must be relative to a root: "
+                "remove the root from them, and give it as list:FILE@ROOT"
             )
         if ".." in name.split("/"):
-            raise UserError(f"image list {path}, line {number}: {name!r} leads out of the list's root by '..'")
+            raise UserError(f"image list {path}, line {number}: {name!r} leaves the list's root by '..'")
         if "\0" in name:
-            raise UserError(f"image list {path}, line {number}: {name!r} is no path")
+            raise UserError(f"image list {path}, line {number}: {name!r} is not a path")
         names.append(name)
         labels.append(max(int(label), -1))
     if not names:
@@ -88,16 +88,16 @@ def declared_list(dataset: Dataset, data: Path) -> ImageList:
         raise UserError(
             f"dataset '{dataset.name}': {path} ({found}) is not the list of the protocol "
             f"(sha256 {dataset.digest[:12]}); fetch it again"
-            + ("" if dataset.within else f", or run on it as list:{path}@{dataset.folder(data)}")
+            + ("" if dataset.within else f", or use it as list:{path}@{dataset.folder(data)}")
         )
     return image_list
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """List the images of a list file in its order.
+    """List the images of a list file in order.
 
-    `absent` are the images that the list names and that do not exist. Raise UserError if none exists, if some do not
-    exist and the catalogue does not state a count, or (labelled) if a line has no label.
+    `absent` are images in the list that do not exist. Raise UserError if none exists, if some do not exist and the
+    catalogue does not state a count, or (labelled) if a line has no label.
     """
     folder = dataset.folder(data)
     image_list = declared_list(dataset, data)
@@ -120,13 +120,13 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     )
     if not present:
         raise UserError(
-            f"dataset '{dataset.name}': none of the {len(fingerprints):,} images that {image_list.path} names exists: "
+            f"dataset '{dataset.name}': none of the {len(fingerprints):,} images in {image_list.path} exists: "
             f"no {folder / absent[0]}{_format_hint(absent[0])}"
         )
     if absent and dataset.count is None:
         raise UserError(
             f"dataset '{dataset.name}': {folder / absent[0]} does not exist ({len(absent)} of {len(fingerprints)} "
-            f"images that {image_list.path} names); complete it, or name the folder that its paths start from: "
+            f"images in {image_list.path}); complete it, or name the root folder of its paths: "
             f"list:FILE@ROOT{_format_hint(absent[0])}"
         )
     labels = image_list.labels[present]
@@ -149,9 +149,9 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
 
 
 def _below(folder: Path, names: tuple[str, ...]) -> Callable[[str], str]:
-    """Return what turns a path of the list into one below the folder, which may lie below the list's root."""
+    """Return a function from a path in the list to a path below the folder, which may be inside the list's root."""
     least, greatest = (pick(name.split("/")[:-1] for name in names) for pick in (min, max))
-    # Only folders that all paths share are left out: cat/1.jpg and dog/1.jpg are two images.
+    # Only folders that all paths share are removed: cat/1.jpg and dog/1.jpg are two images.
     pairs = enumerate(zip(least, greatest, strict=False))
     shared = next((k for k, (a, b) in pairs if a != b), min(len(least), len(greatest)))
     for k in range(shared + 1):
@@ -161,7 +161,7 @@ def _below(folder: Path, names: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def _repeated(dataset: Dataset, image_list: ImageList, labelled: bool) -> tuple[Remark, ...]:
-    """Return the remark on images that a list names twice. Raise UserError (labelled) if an image has two labels."""
+    """Return the remark on images that are listed twice. Raise UserError (labelled) if an image has two labels."""
     first: dict[str, int] = {}
     pairs = []
     for i, name in enumerate(image_list.names):
@@ -178,7 +178,7 @@ def _repeated(dataset: Dataset, image_list: ImageList, labelled: bool) -> tuple[
 
 
 def _format_hint(line: str) -> str:
-    """Return advice for a line that names no image, if it looks like another format than `path label`; else ""."""
+    """Return advice for a line that seems to have another format than `path label`; else ""."""
     seen = ""
     if "\t" in line:
         seen = "has a tab"
@@ -189,9 +189,7 @@ def _format_hint(line: str) -> str:
     elif "\\" in line:
         seen = "has backslashes, where paths have /"
     elif (match := re.search(r"\.\w+\s+(\S+)$", line)) and not is_image(line):
-        seen = (
-            "has more than two columns" if _is_number(match[1]) else f"ends in {match[1]!r}, which is no whole number"
-        )
+        seen = "has more than two columns" if _is_number(match[1]) else f"ends in {match[1]!r}, which is not an integer"
     return f"; the line {line!r} {seen}: a list has one `path label` per line, with a space between" if seen else ""
 
 

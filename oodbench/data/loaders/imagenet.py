@@ -1,7 +1,7 @@
-"""ImageNet-1k's validation images in class folders, flat, as the untouched archive, or as the hub's parquet files.
+"""ImageNet-1k's validation images in class folders, flat, as the original archive, or as the Hub's parquet files.
 
-Their file names say which images they are, so that all forms are one set: names are
-`n01440764/ILSVRC2012_val_00000293.JPEG`, in the order of class folders.
+File names identify the images, so all forms are the same set: names are `n01440764/ILSVRC2012_val_00000293.JPEG`, in
+the order of class folders.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from oodbench.storage.archives import is_archive
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     """List the images, sorted by class folder and name; without class folders, by the index of data/imagenet.py.
 
-    Raise UserError if some are in class folders and others do not, if a file is none of the images, or if val.txt or
-    the labels of a table say otherwise.
+    Raise UserError if only some images are in class folders, if a file is not one of the images, or if val.txt or the
+    labels of a table disagree.
     """
     path = dataset.folder(data)
     if path.is_file() and path.suffix == ".tar":
         images = tar.load(replace(dataset, loader="tar"), data, labelled=False)
     elif path.is_file() and is_archive(path.name):
         raise UserError(
-            f"dataset '{dataset.name}': {path} is compressed, and cannot be read in place; unpack it: "
+            f"dataset '{dataset.name}': {path} is compressed and cannot be read in place; unpack it: "
             f"oodbench datasets get {dataset.name} --from {path}"
         )
     elif path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
@@ -41,20 +41,20 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     else:
         images = folder.load(replace(dataset, loader="images"), data, labelled=False)
         placed = {name.split("/")[-2] for name in images.names if "/" in name} & set(wnids())
-        known = all(map(image_number, images.names))  # by their file names, in folders of any other name
+        known = all(map(image_number, images.names))  # by file names, in folders with any other name
         if all("/" in name for name in images.names) and (placed or not known):
             return _all_classes(folder.load(replace(dataset, loader="classes"), data, labelled))
     return _with_truth(images, list(images.names), labelled)
 
 
 def _all_classes(images: ImageSet) -> ImageSet:
-    """Return images of class folders with all classes, of which a part of the set lacks some."""
+    """Return images of class folders with all classes, some of which may be missing in a part of the set."""
     if not set(images.folders) <= set(wnids()):
         return images
     folders, where = _folders(), [(name.split("/")[-2], image_number(name)) for name in images.names]
     wrong = [name for name, (own, n) in zip(images.names, where, strict=True) if n and own != folders[n - 1]]
     if wrong:
-        message = f"{len(wrong):,} validation images are in another class folder than theirs: {first_few(wrong)}"
+        message = f"{len(wrong):,} validation images are in a wrong class folder: {first_few(wrong)}"
         images = replace(
             images, remarks=(*images.remarks, Remark("class-folders", message, len(wrong), tuple(wrong[:10])))
         )
@@ -65,16 +65,16 @@ def _all_classes(images: ImageSet) -> ImageSet:
 
 
 def _split(path: Path) -> str:
-    """Return the split that the files of a folder name: the hub's has the training images in the same folder."""
+    """Return the split in the file names of a folder; the Hub's folder has the training images, too."""
     return next((name for name in ("validation", "val") if any(path.glob(f"{name}*.parquet"))), "")
 
 
 def _of_table(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """Return the rows of parquet files by the file names in them, whose labels must be those of the names."""
+    """Return the rows of parquet files, identified by their file names; labels must match these."""
     images = parquet.load(dataset, data, labelled=True)
     assert isinstance(images.source, parquet.TableSource)
     stored = images.source.stored_names()
-    if not any(stored):  # then rows are known by class and number
+    if not any(stored):  # rows are then identified by class and number
         stored = [f"{wnids()[label]}/{name}" for name, label in zip(images.names, images.labels, strict=True)]
         found = replace(renamed(images, stored), folders=wnids(), named=())
         return found if labelled else replace(found, labels=np.full(len(found), -1), folders=())
@@ -96,7 +96,7 @@ def _folders() -> list[str]:
 
 
 def _check_list(images: ImageSet, folders: Sequence[str]) -> None:
-    """Raise UserError if a val.txt among the images or next to their folder gives one of its images another class."""
+    """Raise UserError if a val.txt in the image folder or next to it has a wrong class for one of the images."""
     for home in (images.folder, images.folder.parent):
         if (home / "val.txt").is_file():
             found = read_list(home / "val.txt")
@@ -104,21 +104,21 @@ def _check_list(images: ImageSet, folders: Sequence[str]) -> None:
             wrong = [n for n, label in pairs if n and label >= 0 and wnids()[label : label + 1] != (folders[n - 1],)]
             if wrong:
                 raise UserError(
-                    f"dataset '{images.dataset.name}': {found.path} gives {len(wrong):,} of {len(pairs):,} images "
-                    f"another class than the ground truth, {image_name(wrong[0])} first: its numbers must count the "
-                    "sorted class folders, from 0. Move it away: the classes are known by the file names"
+                    f"dataset '{images.dataset.name}': {found.path} and the ground truth disagree on the class of "
+                    f"{len(wrong):,} of {len(pairs):,} images, {image_name(wrong[0])} first: its numbers must count "
+                    "the sorted class folders from 0. Move it away: the file names determine the classes"
                 )
 
 
 def _with_truth(images: ImageSet, files: list[str], labelled: bool) -> ImageSet:
-    """Return images by the class folders that their file names belong to."""
+    """Return images under the class folders of their file names."""
     numbers = [image_number(name) for name in files]
     other = [name for name, number in zip(files, numbers, strict=True) if number is None]
     if other:
         loose = [name for name in other if "/" not in name]
         raise (Unlabelled if labelled else UserError)(
-            f"dataset '{images.dataset.name}': {images.folder} has images that are no validation images of ImageNet-1k "
-            f"(ILSVRC2012_val_00000001.JPEG), and are in no class folder: {first_few(loose or other)}"
+            f"dataset '{images.dataset.name}': {images.folder} has files that are not validation images of ImageNet-1k "
+            f"(ILSVRC2012_val_00000001.JPEG) and not in a class folder: {first_few(loose or other)}"
         )
     folders = _folders()
     _check_list(images, folders)

@@ -1,6 +1,6 @@
-"""The rules of all loaders: which files are images, which are hidden, which folder is the class, what a label means.
+"""The rules of all loaders: image files, hidden files, class folders, and the meaning of labels.
 
-All functions are pure functions of names and labels; docs/adding-a-dataset.md has the rules as a table.
+All functions are pure functions of names and labels; docs/adding-a-dataset.md has a table of the rules.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SYSTEM_FILES = frozenset(
         "system volume information", "__pycache__", "thumbs.db", "desktop.ini",
     )
 )  # fmt: skip
-# Folders of splits or parts of a set. If there are no others, they are not classes. (One of several may be: train.)
+# Folders of splits or parts of a set. They are not classes, unless there are other folders (train is also a vehicle).
 _PARTS = frozenset("image images img imgs mask masks label labels annotations segmentation".split())
 _SPLITS = _PARTS | frozenset(
     "train training val valid validation test testing dev eval unlabeled unlabelled trainset testset valset".split()
@@ -54,10 +54,10 @@ _EXAMPLES = 10  # names that a remark lists
 class Remark:
     """An observation about a set that may mislead: `run` prints it as a note, `datasets check` as a warning.
 
-    kind      a word that identifies the kind of finding
+    kind      the kind of finding, as one word
     message   a sentence without the name of the set
     count     number of files, classes or images
-    examples  some of them
+    examples  a few of them
     """
 
     kind: str
@@ -77,21 +77,21 @@ class Classes:
 
 @dataclass(frozen=True)
 class ClassPlace:
-    """Where class folders lie, for messages and for a depth that the user chose.
+    """The location of class folders, for messages and for a depth that the user chose.
 
-    name   the folder as a reference, `folder:PATH`; "" for a place that has no folders to name, such as an archive
-    depth  how deep the class folders lie: 1 directly in the folder
+    name   the folder as a reference, `folder:PATH`; "" for a place without folders, such as an archive
+    depth  depth of the class folders: 1 directly in the folder
     """
 
     name: str = ""
     depth: int = 1
 
     def below(self, folders: Sequence[str]) -> ClassPlace:
-        """Return the place of a folder in this one."""
+        """Return the location of a subfolder."""
         return replace(self, name="/".join((self.name, *folders))) if self.name else self
 
     def reference(self, folder: str) -> str:
-        """Return a folder in this one as it can be pasted into a shell."""
+        """Return the reference of a subfolder, quoted for a shell."""
         return shlex.quote(f"{self.name}/{folder}")
 
 
@@ -101,20 +101,20 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a path below the root has a hidden part (`.x`) or one of a system (`__MACOSX`, `@eaDir`)."""
+    """Return whether a path below the root has a hidden part (`.x`) or a system folder (`__MACOSX`, `@eaDir`)."""
     return name.startswith(".") or "/." in name or not _SYSTEM_FILES.isdisjoint(name.lower().split("/"))
 
 
 def is_annotation(name: str) -> bool:
-    """Return whether a name is that of a text file or of annotations."""
+    """Return whether a file has the suffix of texts or annotations."""
     path = PurePosixPath(name)
     return path.suffix.lower() in _ANNOTATIONS or path.stem.lower() in _ANNOTATION_NAMES
 
 
 def ignored_remarks(names: Iterable[str], irregular: Sequence[str] = ()) -> tuple[Remark, ...]:
-    """Return remarks on files that are ignored because they are not images, except text and annotations.
+    """Return remarks on ignored files: all that are not images, texts or annotations.
 
-    irregular  FIFOs, sockets and devices with the name of an image, which are never opened
+    irregular  FIFOs, sockets and devices with the suffix of an image, which are never opened
     """
     files = sorted(name for name in names if not is_image(name) and not is_annotation(name))
     remarks = []
@@ -133,13 +133,13 @@ def count_by_suffix(names: Iterable[str]) -> str:
 
 
 def first_few(texts: Sequence[str]) -> str:
-    """Return the first few texts, and how many more there are, for a message."""
+    """Return the first few texts and the number of further ones, for a message."""
     more = f" and {len(texts) - _IN_MESSAGE:,} more" if len(texts) > _IN_MESSAGE else ""
     return ", ".join(texts[:_IN_MESSAGE]) + more
 
 
 def repeated_remarks(pairs: Sequence[tuple[str, str]]) -> tuple[Remark, ...]:
-    """Return the remark on images that a set contains more than once, as pairs (link or repeated line, image)."""
+    """Return the remark on repeated images of a set, given as pairs (link or repeated line, image)."""
     if not pairs:
         return ()
     name, other = pairs[0]
@@ -148,7 +148,7 @@ def repeated_remarks(pairs: Sequence[tuple[str, str]]) -> tuple[Remark, ...]:
 
 
 def sort_classes(classes: Iterable[str]) -> tuple[str, ...]:
-    """Return classes in label order: by code points, or by value if all are numbers; `1` and `01` by text."""
+    """Return classes in label order: by code points, or by value if all are numbers (`01` before `1`)."""
     known = set(classes)
     if all(one.isdecimal() for one in known):
         return tuple(sorted(known, key=lambda one: (int(one), one)))
@@ -160,13 +160,13 @@ def classes_by_folder(
 ) -> Classes:
     """Return the classes of images in class folders.
 
-    The class is the first folder below the root. If a single folder contains all images, in folders of its own, those
-    are the classes; so are folders that are sorted by their first letter, as in `a/abbey` and `b/bar`.
+    The class is the first folder below the root. If a single folder contains all images, the classes are its
+    subfolders; if the folders are first letters, as in `a/abbey` and `b/bar`, the classes are their subfolders.
 
     names    paths of the images below the root
     others   paths of files that are not images, for the remarks
-    folders  paths of all folders, also empty ones, for the remarks
-    Raise UserError if an image is in no folder, or if the folders are splits of a set (train, test).
+    folders  paths of all folders, including empty ones, for the remarks
+    Raise UserError if an image is not in a folder, or if the folders are splits of a set (train, test).
     """
     place = place or ClassPlace()
     if place.depth > 1:
@@ -208,7 +208,7 @@ def classes_by_folder(
             deeper = (
                 f"; images in {first_few(parts_of_set)} count alike, masks and labels, too: if they should not, move"
             )
-            deeper += " them away, or name the images by list:FILE"
+            deeper += " them away, or give the images as list:FILE"
         elif place.name:
             deeper = f"; if the classes are one folder deeper, name them {place.reference('*')}"
         message = (
@@ -222,7 +222,7 @@ def classes_by_folder(
 
 
 def _classes_at(names: Sequence[str], place: ClassPlace) -> Classes:
-    """Return the classes of images whose class folder is the one at a given depth. Raise UserError if one has none."""
+    """Return the classes of images by the folder at the given depth. Raise UserError if an image has none."""
     parts = [name.split("/") for name in names]
     loose = next((name for name, part in zip(names, parts, strict=True) if len(part) <= place.depth), None)
     if loose is not None:
@@ -239,7 +239,7 @@ def _classes_at(names: Sequence[str], place: ClassPlace) -> Classes:
 
 
 def _loose_error(names: Sequence[str], loose: Sequence[str], place: ClassPlace) -> UserError:
-    """Return the error for images that are in no folder, with what can be done."""
+    """Return the error for images that are not in a folder, with advice."""
     parts = [name.partition("/") for name in names if "/" in name]
     holding = [top for top, inside in _inner_folders(parts).items() if inside and "" not in inside]
     if not parts:
@@ -255,7 +255,7 @@ def _loose_error(names: Sequence[str], loose: Sequence[str], place: ClassPlace) 
 
 
 def _inner_folders(parts: Sequence[tuple[str, str, str]]) -> dict[str, set[str]]:
-    """Return the folders that hold images within each folder; "" for images that are in it directly."""
+    """Return the subfolders with images of each folder; "" stands for images directly in it."""
     inner: dict[str, set[str]] = {}
     for top, _, rest in parts:
         inner.setdefault(top, set()).add(rest.rpartition("/")[0].partition("/")[0])
@@ -263,14 +263,14 @@ def _inner_folders(parts: Sequence[tuple[str, str, str]]) -> dict[str, set[str]]
 
 
 def _sorted_by_letter(inner: Mapping[str, set[str]]) -> bool:
-    """Return whether all folders are letters with which the names of the folders in them begin, as Places has them."""
+    """Return whether all folders are the first letters of their subfolders, as in Places."""
     pairs = [(top, folder) for top, inside in inner.items() for folder in inside if folder]
     letters = all(len(top) == 1 and top.isalpha() for top in inner)
     return letters and bool(pairs) and all(folder[0].lower() == top.lower() for top, folder in pairs)
 
 
 def _below_letters(paths: Sequence[str]) -> list[str]:
-    """Return the class of each path below its letter: its folders, `church/indoor`, unless images are in `church`."""
+    """Return the class of each path below its letter: `church/indoor`, or `church` if that has images itself."""
     folders = [path.rpartition("/")[0] for path in paths]
     found = set(folders)
     nested = any(str(parent) in found for folder in found for parent in PurePosixPath(folder).parents)
@@ -283,7 +283,7 @@ def _remarks_on_splits(inner: Mapping[str, set[str]], place: ClassPlace) -> list
     subsets = [one for one in splits if not _words(one) & _PARTS]
     common = set.intersection(*(inner[one] for one in subsets)) - {""} if len(subsets) > 1 else set()
     if not splits or not (len(splits) == len(inner) or common):
-        message = f"{first_few(splits)} are used as classes, although their names are those of splits or parts of a set"
+        message = f"{first_few(splits)} are used as classes, although these are names of splits or parts of a set"
         return [Remark("class-folders", message, len(splits), tuple(splits))] if len(splits) > 1 else []
     problem = UserError if len(splits) > 1 else Unlabelled
     said = f"the folders {first_few(splits)} are splits or parts of a set, not classes"
@@ -302,14 +302,14 @@ def _is_split(name: str) -> bool:
 
 
 def _words(name: str) -> set[str]:
-    """Return the words of a folder's name in lower case, without digits: `test2017` is `test`."""
+    """Return the words of a folder's name in lower case, without digits: `test2017` becomes `test`."""
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
 
 
 def _folders_without_images(
     class_folders: Sequence[str], root: Sequence[str], others: Sequence[str], folders: Sequence[str]
 ) -> tuple[Remark, ...]:
-    """Return the remark on folders next to the class folders that contain no image, and so are not classes."""
+    """Return the remark on folders next to the class folders that are not classes because they have no image."""
     depth, classes = len(root), set(class_folders)
     files: dict[str, list[str]] = {}
     for path, is_file in [*((folder, False) for folder in folders), *((file, True) for file in others)]:
@@ -326,15 +326,15 @@ def _folders_without_images(
 def label_keys(
     labels: npt.NDArray[np.int64], names: int | None, what: str, named: str = "class names"
 ) -> tuple[str, ...]:
-    """Return one key per class: "0" up to the last of `names` classes; if that is None, up to the greatest label.
+    """Return one key per class: "0" up to the last of `names` classes, or up to the greatest label if that is None.
 
-    A label is the index of its class, counted from 0. Raise UserError, beginning with `what`, if a label has no name.
+    A label is a class index, from 0. Raise UserError, with a message that begins with `what`, if a label has no name.
     """
     greatest = int(labels.max(initial=-1))
     if names is not None and greatest >= names:
         raise UserError(f"{what} has the label {greatest}, but there are {names} {named}; labels count from 0")
     if greatest >= _MAX_CLASSES:
-        raise UserError(f"{what} has the label {greatest}, which is not a class index: over {_MAX_CLASSES:,} classes")
+        raise UserError(f"{what} has the label {greatest}, not a class index: over {_MAX_CLASSES:,} classes")
     return tuple(str(i) for i in range(greatest + 1 if names is None else names))
 
 
@@ -351,7 +351,7 @@ def empty_class_remarks(labels: npt.NDArray[np.int64], keys: Sequence[str]) -> t
 def tokenizer_text(name: str) -> str:
     """Return a class name as CLIP's tokenizer reads it: entities and Unicode repaired, lower case, single spaces."""
     if not name.isascii():
-        import ftfy  # comes with open_clip, whose tokenizer calls it
+        import ftfy  # a dependency of open_clip's tokenizer
 
         name = unicodedata.normalize("NFC", ftfy.fix_text(name))
     return " ".join(html.unescape(html.unescape(name)).lower().split())
@@ -366,5 +366,5 @@ def same_prompt_remarks(names: Sequence[str]) -> tuple[Remark, ...]:
     if not equal:
         return ()
     texts = [" = ".join(repr(one) if one.isascii() else ascii(one) for one in group) for group in equal]
-    message = f"class names that give the same prompt, so that no method can distinguish them: {first_few(texts)}"
+    message = f"class names with equal prompts, which no method can distinguish: {first_few(texts)}"
     return (Remark("one-prompt", message, len(equal), tuple(texts[:_EXAMPLES])),)

@@ -1,7 +1,7 @@
-"""Images in tables: parquet files, datasets saved by Hugging Face's save_to_disk (Arrow files), and those of its hub.
+"""Images in tables: parquet files, Hugging Face datasets saved by save_to_disk (Arrow files) or on the Hub.
 
-Saved datasets are read here and not by datasets.load_from_disk, which does not say which file a row is from: the
-fingerprint of an image is that of its file.
+datasets.load_from_disk is not used, because it does not report the file of a row, and the fingerprint of an image
+depends on its file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from oodbench.storage.fingerprints import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_SPLITS = ("test", "validation", "val", "train")  # in the order in which one is chosen
+_SPLITS = ("test", "validation", "val", "train")  # in order of preference
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "images", "pixels", "bytes")
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "cls", "target", "class")
 
@@ -45,11 +45,11 @@ class RowGroup:
     """Rows that are read together: a row group of a parquet file, or all rows of an Arrow file.
 
     rows         number of rows
-    read         returns a column by its name
+    read         returns a column by name
     schema       names and types of the columns, and the class names that Hugging Face adds
-    file         the file, or the name on the hub
+    file         the file, or the name on the Hub
     location     the file and the number of the group in it
-    fingerprint  of the file, before it was opened
+    fingerprint  fingerprint of the file before it was opened
     """
 
     rows: int
@@ -72,7 +72,7 @@ class ImageTable:
 
 @dataclass
 class TableSource:
-    """Reads images of a column by their row number; the row group that was read last is held in memory."""
+    """Reads images of a column by row number; the last row group read is held in memory."""
 
     groups: Sequence[RowGroup]
     column: str
@@ -88,7 +88,7 @@ class TableSource:
             return self._held[1][row].as_py()
 
     def stored_names(self) -> list[str]:
-        """Return the name of the file that every row was made of, "" where there is none; no image is read."""
+        """Return the original file name of every row, "" if there is none, without reading images."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -104,13 +104,13 @@ class TableSource:
         return names
 
     def stored(self, name: str) -> bytes | npt.NDArray[np.uint8]:
-        """Return the bytes of the image file in a row, or the pixels. Raise ValueError if it holds neither."""
+        """Return the bytes of the image file in a row, or the pixels. Raise ValueError if there are neither."""
         cell = self.cell(int(name))
         if isinstance(cell, dict):
             path, cell = cell.get("path"), cell.get("bytes")
             if cell is None and path:
                 raise ValueError(
-                    f"row {name} names the file {path} and does not hold it; write the table with its bytes"
+                    f"row {name} names the file {path} but does not contain it; write the table with its bytes"
                 )
         if cell is None:
             raise ValueError(f"row {name} holds no image")
@@ -151,7 +151,7 @@ class TableSource:
 
 @dataclass
 class HubTableSource(TableSource):
-    """Reads images of a dataset of the hub, whose files have one fingerprint: it is not known which one has a row."""
+    """Reads images of a dataset on the Hub. Its files have one fingerprint: the file of a row is unknown."""
 
     files: Sequence[Path] = ()
     listed_fingerprint: str = ""
@@ -165,7 +165,7 @@ class HubTableSource(TableSource):
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """List the rows of a parquet file, of a folder of parquet or Arrow files, or of a dataset on the hub.
+    """List the rows of a parquet file, of a folder of parquet or Arrow files, or of a dataset on the Hub.
 
     Columns are found by name and type. Raise UserError if there is no such dataset, if a file is damaged, or if no
     column holds images or (labelled) labels.
@@ -214,7 +214,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
 
 
 def open_files(dataset: Dataset, path: Path) -> ImageTable:
-    """Open a parquet file, or the parquet or Arrow files of one split of a folder."""
+    """Open a parquet file, or the parquet or Arrow files of one split in a folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -252,7 +252,7 @@ class _ColumnReader:
 
 
 def _split_files(dataset: Dataset, path: Path) -> tuple[Path, list[Path], tuple[Remark, ...]]:
-    """Return the folder of the split, and its files: those that a saved dataset lists, else those found by name."""
+    """Return the folder of the split and its files: those listed by a saved dataset, else those found by name."""
     folder, remarks = _split_folder(dataset, path)
     state_file = folder / "state.json"
     if state_file.is_file():
@@ -273,11 +273,11 @@ def _split_files(dataset: Dataset, path: Path) -> tuple[Path, list[Path], tuple[
         return folder, files, remarks
 
     def files_of(split: str) -> list[Path]:
-        """Return the files in folders of that name, and those whose names begin with it."""
+        """Return the files in folders of that name, and files with names that begin with it."""
         return [f for f in files if f.name.startswith(split) or split in f.relative_to(folder).parts[:-1]]
 
     if dataset.split and not files_of(dataset.split):
-        raise UserError(f"dataset '{dataset.name}': no file in {folder} is of split '{dataset.split}'")
+        raise UserError(f"dataset '{dataset.name}': no file in {folder} belongs to split '{dataset.split}'")
     split = dataset.split or next((s for s in _SPLITS if files_of(s)), "")
     chosen = files_of(split)
     if not dataset.split and len(chosen) < len(files):
@@ -286,7 +286,7 @@ def _split_files(dataset: Dataset, path: Path) -> tuple[Path, list[Path], tuple[
 
 
 def _split_folder(dataset: Dataset, path: Path) -> tuple[Path, tuple[Remark, ...]]:
-    """Return the folder of the split of a dataset that was saved with several splits."""
+    """Return the folder of a split in a dataset that was saved with several splits."""
     splits_file = path / "dataset_dict.json"
     if not splits_file.is_file():
         return path, ()
@@ -303,8 +303,8 @@ def _split_folder(dataset: Dataset, path: Path) -> tuple[Path, tuple[Remark, ...
 
 
 def _split_remark(split: str, what: str) -> tuple[Remark, ...]:
-    """Return the remark on a split that was chosen because the declaration names none."""
-    return (Remark("split", f"took the split {split}, {what}; name another with --split of: oodbench datasets add"),)
+    """Return the remark on the split that was chosen because the declaration names none."""
+    return (Remark("split", f"took the split {split}, {what}; choose another with --split of oodbench datasets add"),)
 
 
 def _read_json(dataset: Dataset, path: Path) -> Any:
@@ -315,25 +315,25 @@ def _read_json(dataset: Dataset, path: Path) -> Any:
 
 
 def open_hub(dataset: Dataset) -> tuple[ImageTable, list[Path]]:
-    """Open a dataset of the Hugging Face hub with its own library, and return it with the files of its cache."""
+    """Open a dataset on the Hugging Face Hub with its library, and return it with its cached files."""
     if any(c in dataset.path for c in "*?[{"):
         raise UserError(
-            f"dataset '{dataset.name}': hf: takes a file, a folder or a name on the hub, no pattern; "
-            "name the folder of the parquet files"
+            f"dataset '{dataset.name}': hf: takes a file, a folder or a name on the Hub, not a pattern; "
+            "give the folder of the parquet files"
         )
     try:
         hub: Any = importlib.import_module("datasets")
         hub.load_dataset  # noqa: B018  a folder named datasets is importable, too
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"dataset '{dataset.name}': {dataset.path} is no folder or parquet file here; "
-            "to read it from the Hugging Face hub: pip install 'oodbench[hf]'"
+            f"dataset '{dataset.name}': {dataset.path} is not a folder or parquet file here; "
+            "to read it from the Hugging Face Hub: pip install 'oodbench[hf]'"
         ) from error
     try:
         loaded = hub.load_dataset(dataset.path, split=dataset.split or None)
-    except Exception as error:  # its errors are of many kinds
+    except Exception as error:  # it raises many kinds of errors
         raise UserError(f"dataset '{dataset.name}': Hugging Face cannot load {dataset.path}: {error}") from error
-    split = dataset.split.partition("[")[0]  # test[:50] may have images in common with test
+    split = dataset.split.partition("[")[0]  # test[:50] may share images with test
     remarks: tuple[Remark, ...] = ()
     if isinstance(loaded, dict):
         split = next((s for s in _SPLITS if s in loaded), next(iter(loaded)))
@@ -348,7 +348,7 @@ def open_hub(dataset: Dataset) -> tuple[ImageTable, list[Path]]:
 
 
 def hub_fingerprint(portable: str, files: Sequence[Path]) -> str:
-    """Return the fingerprint of a dataset of the hub: the one of its library, and those of the files of the cache."""
+    """Return the fingerprint of a dataset on the Hub, from its library's fingerprint and those of its cached files."""
     return combine_fingerprints({str(path): file_fingerprint(path) for path in files}, portable, times=False)
 
 
@@ -374,7 +374,7 @@ def _columns(dataset: Dataset, table: ImageTable, labelled: bool) -> tuple[str, 
     image = choose(_IMAGE_COLUMNS, holds_image)
     label = choose(_LABEL_COLUMNS, pa.types.is_integer) if labelled else ""
     if not image or (labelled and not label):
-        lacking = "labels (whole numbers)" if image else "images (one a row: encoded, or pixels 0 to 255)"
+        lacking = "labels (integers)" if image else "images (one a row: encoded, or pixels 0 to 255)"
         columns = ", ".join(f"{name} ({kind})" for name, kind in types.items())
         problem = Unlabelled if image else UserError
         raise problem(f"dataset '{dataset.name}': no column of {table.path} holds {lacking}; it has {columns}")
@@ -391,9 +391,9 @@ def _columns(dataset: Dataset, table: ImageTable, labelled: bool) -> tuple[str, 
 def _labels(
     dataset: Dataset, table: ImageTable, label: str
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...], tuple[Remark, ...]]:
-    """Return class indices [n], -1 for null; the class names that Hugging Face stores with them; remarks.
+    """Return class indices [n], -1 for null; the class names that Hugging Face stores with them; and remarks.
 
-    Names are in the order of the first file, to which the labels of other files are converted. Raise UserError if
+    Names are in the order of the first file, and the labels of other files are converted to it. Raise UserError if
     files have different names.
     """
     classes = _class_names(table.schema, label)
@@ -403,7 +403,7 @@ def _labels(
         own = _class_names(group.schema, label)
         if set(own) != set(classes) or len(own) != len(classes):
             raise UserError(
-                f"dataset '{dataset.name}': {group.file} names other classes than the first file of "
+                f"dataset '{dataset.name}': {group.file} and the first file have different classes in "
                 f"{table.path}: {first_few(sorted(set(own) ^ set(classes))) or 'some twice'}"
             )
         if own != classes:

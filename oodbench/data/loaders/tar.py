@@ -26,13 +26,13 @@ from oodbench.storage.remote import copy_digest, fetch_cached
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BLOCK = 512  # bytes
-_SIDECARS = ("cls", "txt", "json")  # endings of files that webdataset stores with an image
+_SIDECARS = ("cls", "txt", "json")  # extensions of files that webdataset stores with an image
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive: its name, and the position of its bytes."""
+    """A file in an archive: its name and the position of its bytes."""
 
     name: str
     offset: int  # bytes from the start of the archive
@@ -42,8 +42,8 @@ class Member:
 def expand_pattern(pattern: str) -> list[str]:
     """Return the files of a pattern such as `a-{000..012}.tar`, `{a,b}.tar` or a glob; `::` joins several patterns.
 
-    Matches of a glob are sorted, and URLs are returned as they are. Raise UserError if a pattern is malformed or a glob
-    finds nothing; other files need not exist.
+    Matches of a glob are sorted, and URLs are returned unchanged. Raise UserError if a pattern is malformed or a glob
+    matches nothing; other files need not exist.
     """
     files: list[str] = []
     for text in itertools.chain.from_iterable(_expand_braces(part) for part in pattern.split("::")):
@@ -63,7 +63,7 @@ def expand_pattern(pattern: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ArchiveContents:
-    """The contents of an archive in its order: files, names of FIFOs and devices, names of folders."""
+    """The contents of an archive in archive order: files, names of FIFOs and devices, names of folders."""
 
     files: tuple[Member, ...]
     irregular: tuple[str, ...]
@@ -76,10 +76,10 @@ def list_members(path: Path) -> list[Member]:
 
 
 def read_contents(path: Path) -> ArchiveContents:
-    """Return the files and folders of an archive in archive order, with links resolved; no file is read.
+    """Return the files and folders of an archive in archive order, with links resolved, without reading the files.
 
-    Raise UserError if it is missing, compressed, truncated or corrupt (with the last good member), or if a member is a
-    link out of the archive.
+    Raise UserError if it is missing, compressed, truncated or corrupt (with the last good member), or if a link points
+    outside the archive.
     """
     listed: list[Member] = []
     headers: list[tarfile.TarInfo] = []
@@ -109,7 +109,7 @@ def read_contents(path: Path) -> ArchiveContents:
 
 
 def read_member(path: Path, member: Member) -> tuple[bytes, str]:
-    """Return the bytes of a member, and the fingerprint of the archive at that time.
+    """Return the bytes of a member, and the current fingerprint of the archive.
 
     Threads may read the same archive. Raise UserError if it ends before the member.
     """
@@ -128,7 +128,7 @@ def read_member(path: Path, member: Member) -> tuple[bytes, str]:
 
 
 def _check_end(path: Path, end: int, size: int, listed: list[Member]) -> None:
-    """Raise UserError for a damaged header, or a missing end mark: tarfile takes both for the end of the archive."""
+    """Raise UserError for a damaged header or a missing end marker: tarfile takes both for the end of the archive."""
     with path.open("rb") as file:
         file.seek(end)
         block = file.read(_BLOCK)
@@ -136,7 +136,7 @@ def _check_end(path: Path, end: int, size: int, listed: list[Member]) -> None:
     if block and block.strip(b"\0"):
         raise UserError(_damage(path, listed, f"no header at byte {end:,} of {size:,}"))
     if not block and (size == 0 or not _ends_with_zeros(path, size)):
-        raise UserError(_damage(path, listed, "it has no end mark"))
+        raise UserError(_damage(path, listed, "it has no end marker"))
 
 
 def _ends_with_zeros(path: Path, size: int) -> bool:
@@ -152,12 +152,12 @@ def _damage(path: Path, listed: list[Member], reason: str) -> str:
     with path.open("rb") as file:
         compressed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
     if compressed:
-        return f"{path} is compressed, which cannot be read out of order; unpack it to a plain .tar"
+        return f"{path} is compressed, so it does not allow random access; unpack it to a plain .tar"
     return f"{path} is truncated or corrupt {where} ({reason}); fetch or create it again"
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """Return all texts of a pattern with {a..b} ranges and {x,y} choices, in order."""
+    """Return all expansions of a pattern with {a..b} ranges and {x,y} choices, in order."""
     match = _BRACES.search(pattern)
     if not match:
         if "{" in pattern or "}" in pattern:
@@ -169,7 +169,7 @@ def _expand_braces(pattern: str) -> list[str]:
         if len(options) == 1:
             raise UserError(f"'{match[0]}' in '{pattern}' is neither a range {{000..012}} nor a choice {{a,b}}")
     elif not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
-        raise UserError(f"'{match[0]}' in '{pattern}' is no range of numbers; write {{000..012}}")
+        raise UserError(f"'{match[0]}' in '{pattern}' is not a range of numbers; write {{000..012}}")
     else:
         width = len(first) if len(first) == len(last) or first.startswith("0") else 0
         options = [str(n).zfill(width) for n in range(int(first), int(last) + 1)]
@@ -181,8 +181,8 @@ def _expand_braces(pattern: str) -> list[str]:
 class TarSource:
     """Reads images of archives by name.
 
-    where    per image: its archive, and the member
-    copies   per downloaded archive: the fingerprint of the local copy, and the one that its images were listed with
+    where    per image: its archive and the member
+    copies   per downloaded archive: the fingerprint of the local copy, and the fingerprint when its images were listed
     """
 
     where: Mapping[str, tuple[Path, Member]]
@@ -202,15 +202,15 @@ class TarSource:
         return self.read(name).content()
 
     def location(self, name: str) -> str:
-        """Return the archive, and the position of the member in it."""
+        """Return the archive and the position of the member in it."""
         path, member = self.where[name]
         return f"{path.resolve()}/{member.offset}"  # links have other names, but the same position
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """List the images of one archive or of several, in archive order.
+    """List the images of one or several archives, in archive order.
 
-    Labels are those of `key.cls` (or numbers in `key.txt`), else class folders. Raise UserError if an archive is
+    Labels are read from `key.cls` (or numbers in `key.txt`), else from class folders. Raise UserError if an archive is
     missing, damaged or without images, if two members have the same name, if several images have the same webdataset
     key, or (labelled) if there are no classes.
     """
@@ -260,7 +260,7 @@ class _Image:
 
 @dataclass
 class _Index:
-    """The contents of archives: images by name, webdataset's sidecars by key and ending, paths of others."""
+    """The contents of archives: images by name, webdataset's sidecars by key and extension, paths of other files."""
 
     images: dict[str, _Image] = field(default_factory=dict)
     sidecars: dict[str, dict[str, tuple[Path, Member]]] = field(default_factory=dict)
@@ -275,7 +275,7 @@ def _add_archive(dataset: Dataset, index: _Index, path: Path, fingerprint: str, 
     for member in contents.files:
         inner = posixpath.normpath(member.name).lstrip("/")
         if ".." in inner.split("/"):
-            raise UserError(f"dataset '{dataset.name}': member {member.name} of {path} leads out of the archive")
+            raise UserError(f"dataset '{dataset.name}': member {member.name} of {path} points outside the archive")
         if is_hidden(inner):
             continue
         stem, ending = _key(inner)
@@ -305,14 +305,14 @@ def _links(images: Mapping[str, _Image]) -> list[tuple[str, str]]:
 
 
 def _key(name: str) -> tuple[str, str]:
-    """Return webdataset's key and ending: the path up to the first dot of the file name, and the rest."""
+    """Return webdataset's key and extension: the path up to the first dot of the file name, and the rest."""
     folder, slash, file = name.rpartition("/")
     stem, _, ending = file.partition(".")
     return f"{folder}{slash}{stem}", ending.lower()
 
 
 def _choose_images(dataset: Dataset, root: Path, index: _Index) -> dict[str, _Image]:
-    """Return the images, or those with the ending `split`. Raise UserError if several images share a sidecar file."""
+    """Return the images with the extension `split`, or all. Raise UserError if several images share a sidecar file."""
     chosen = index.images
     if dataset.split:
         chosen = {name: image for name, image in chosen.items() if image.ending == dataset.split.lower()}

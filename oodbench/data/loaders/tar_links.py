@@ -1,6 +1,6 @@
-"""Resolution of links in a tar archive that is read in place, as a file system would resolve them.
+"""Resolve links in a tar archive that is read in place, as a file system would.
 
-tarfile.data_filter does not apply: it resolves links in a folder on disk, and here nothing is unpacked.
+tarfile.data_filter cannot be used: it resolves links in a folder on disk, but the archive is not unpacked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def resolve_links(archive: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, tar
     """Yield (name, member with the content) for every file in archive order, with links resolved.
 
     A link to a folder adds all files of the folder under the link's name, unless the link is inside that folder. Raise
-    UserError for the first link that leads out of the archive or to nothing, unless it is hidden or an annotation.
+    UserError for the first link that points outside the archive or to nothing, unless it is hidden or an annotation.
     """
     members = list(archive)
     if not any(one.issym() or one.islnk() for one in members):
@@ -78,7 +78,7 @@ class _Links:
             yield name, target
 
     def _below(self, name: str, path: list[str], above: list[list[str]]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-        """Yield the files of a folder under another name. `above` are its parents: links to them are skipped."""
+        """Yield the files of a folder under another name. `above` are its parents; links to them are skipped."""
         if path in above:
             return
         self._count()
@@ -127,20 +127,20 @@ class _Links:
                 continue
             if part == "..":
                 if not resolved:
-                    raise _link_error(link, "leads out of the archive")
+                    raise _link_error(link, "points outside the archive")
                 resolved.pop()
                 continue
             folder = self._at(resolved)
             entry = folder.entries.get(part) if isinstance(folder, _Folder) else None
             if entry is None:
-                raise _link_error(link, "leads to nothing in the archive")
+                raise _link_error(link, "points to nothing in the archive")
             if isinstance(entry, tarfile.TarInfo) and (entry.issym() or entry.islnk()):
                 hops += 1
                 link = link or entry
                 if hops > _MAX_HOPS:
-                    raise _link_error(link, "leads in a circle")
+                    raise _link_error(link, "is circular")
                 if entry.issym() and entry.linkname.startswith("/"):
-                    raise _link_error(link, "leads out of the archive")
+                    raise _link_error(link, "points outside the archive")
                 if entry.islnk():  # named from the root of the archive
                     resolved = []
                 remaining += reversed(entry.linkname.split("/"))

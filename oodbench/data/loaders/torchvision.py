@@ -24,7 +24,7 @@ from oodbench.storage.fingerprints import (
 )
 from oodbench.storage.store import digest
 
-# What each reads below a root that people share between several: files of other sets are no difference between copies.
+# The files that each class reads below a root that several may share: files of other sets are ignored.
 _OWN = {
     "CIFAR10": "cifar-10-batches-py",
     "CIFAR100": "cifar-100-python",
@@ -39,7 +39,7 @@ _ARCHIVES = (".tar", ".gz", ".tgz", ".xz", ".bz2", ".zip")
 
 @dataclass(frozen=True)
 class TorchvisionSource:
-    """Reads images of a torchvision dataset by their index. Only torchvision knows which files an image comes from."""
+    """Reads images of a torchvision dataset by index. Only torchvision knows the files of an image."""
 
     images: Any
     dataset: Dataset
@@ -47,7 +47,7 @@ class TorchvisionSource:
     listed_fingerprint: str
 
     def read(self, name: str) -> ReadImage:
-        """Read the image at an index; its sha256 is that of mode, size and pixels, as the file formats differ."""
+        """Read the image at an index; its sha256 is that of mode, size and pixels, because file formats differ."""
         from PIL.Image import Image
 
         image = self.images[int(name)][0]
@@ -77,7 +77,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
         labels = np.array(_labels(images)) if labelled else np.full(n, -1)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # attributes, boxes, several labels
         raise unlabelled_error(
-            dataset, root, f"torchvision's {dataset.source}, whose targets are no class indices:"
+            dataset, root, f"torchvision's {dataset.source}, which does not have class indices as targets:"
         ) from error
     if labelled and (labels < 0).any():
         raise unlabelled_error(dataset, root, f"image {int((labels < 0).argmax())}")
@@ -89,7 +89,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
 
 
 def open_torchvision(dataset: Dataset, root: Path, download: bool) -> Any:
-    """Open the torchvision dataset that a declaration names (`source`, `split`), after a download if that is wanted."""
+    """Open the torchvision dataset of a declaration (`source`, `split`), after a download if `download`."""
     import torchvision.datasets as known
 
     kind: Any = getattr(known, dataset.source, None)
@@ -102,7 +102,7 @@ def open_torchvision(dataset: Dataset, root: Path, download: bool) -> Any:
     try:
         make: Any = kind
         return make(root, **arguments)
-    except (RuntimeError, OSError, ValueError, ImportError) as error:  # what torchvision raises for missing files
+    except (RuntimeError, OSError, ValueError, ImportError) as error:  # torchvision's errors for missing files
         if download:
             raise UserError(f"dataset '{dataset.name}': torchvision cannot fetch it: {error}") from error
         problem = missing_error(dataset, root)
@@ -132,7 +132,7 @@ def _arguments(dataset: Dataset, parameters: Mapping[str, inspect.Parameter]) ->
     required = [name for name, p in parameters.items() if p.default is p.empty and p.kind not in flexible]
     further = [name for name in required if name != "root" and name not in arguments]
     if "root" not in parameters or further:
-        lacking = f"needs {', '.join(further)}, too" if further else "reads no folder"
+        lacking = f"also needs {', '.join(further)}" if further else "does not read a folder"
         raise UserError(
             f"dataset '{dataset.name}': torchvision's {dataset.source} {lacking}; it cannot be read by its name alone"
         )
@@ -140,7 +140,7 @@ def _arguments(dataset: Dataset, parameters: Mapping[str, inspect.Parameter]) ->
 
 
 def _labels(images: Any) -> list[int]:
-    """Return the class indices, without decoding images if torchvision keeps them separately."""
+    """Return the class indices, without decoding images if torchvision has them separately."""
     for name in ("targets", "labels", "_labels"):
         labels = getattr(images, name, None)
         if labels is not None:
@@ -152,9 +152,9 @@ def _labels(images: Any) -> list[int]:
 
 
 def _tree_fingerprint(dataset: Dataset, root: Path) -> str:
-    """Return the fingerprint of all files below the folder, and of the split: indices are the same in all splits.
+    """Return the fingerprint of all files below the folder and of the split, because all splits have the same indices.
 
-    What copies share leaves out hidden files and the archives that the files came in, which may be removed.
+    Its portable part ignores hidden files and the archives of the files, which may be removed.
     """
     files: dict[str, str] = {}
     for folder, _, names in os.walk(root):
