@@ -55,7 +55,7 @@ def run(
         one row with the metric "failed" and the value NaN. ID accuracy has an empty `ood`.
 
     Raises:
-        UserError  for unknown options, bad values and data that are missing, with all problems at once
+        UserError  for unknown options, bad values and missing data; it lists all problems
     """
     from oodbench.api import run_and_record
     from oodbench.pipeline.request import request_from
@@ -64,7 +64,7 @@ def run(
     given: dict[str, Any] = {**options}
     if "out" in given:
         if "results" in given:
-            raise UserError("out and results are one option; give results=")
+            raise UserError("out= is the old name of results=; give only results=")
         warnings.warn("oodbench.run(out=...) is deprecated; write results=...", DeprecationWarning, stacklevel=2)
     if "results" in given:
         given["out"] = given.pop("results")

@@ -1,4 +1,4 @@
-"""A benchmark run from request to recorded results: what the command line and `oodbench.run` have in common."""
+"""A benchmark run from request to recorded results, for the command line and `oodbench.run`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Not histograms, which take seconds each, nor images, which may be private.
+# Histograms are left out because each takes seconds, and images because they may be private.
 KINDS = ("overview", "shots", "sweep", "stream", "roc", "densities", "ranks")
-LARGEST_PAGE = 4_000_000  # bytes; MLflow shows a page that it has loaded as a whole
-_UNDERLINED = re.compile(r"<u>(.*?)</u>")  # in names these signs are escaped
+LARGEST_PAGE = 4_000_000  # bytes; MLflow loads the whole page before it shows anything
+_UNDERLINED = re.compile(r"<u>(.*?)</u>")  # in names these characters are escaped
 
 
 class Attachments:
@@ -49,11 +49,11 @@ class Attachments:
         yield from self._page(built, found)
         for number, table in enumerate(built, 1):
             folder = "pictures" if len(built) == 1 else f"pictures/{number}"
-            for name, content in self._pictures([row for line in table.lines for row in line.results]):
+            for name, content in self._figures([row for line in table.lines for row in line.results]):
                 yield f"{folder}/{name}", content
 
     def _page(self, tables: list[Table], found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
-        """Yield the HTML page, without figures, which are files of their own; no page of many megabytes."""
+        """Yield the HTML page without its figures, which are separate files; skip a page over LARGEST_PAGE."""
         from oodbench.report import TableOptions
         from oodbench.report.html import FigureSource, render
 
@@ -62,24 +62,24 @@ class Attachments:
         if len(page) <= LARGEST_PAGE:
             yield "table.html", page
         else:
-            log.warning("MLflow gets no page of %d results, which has %.0f MB", len(found), len(page) / 1e6)
+            log.warning("no page is sent to MLflow: that of %d results has %.0f MB", len(found), len(page) / 1e6)
 
-    def _pictures(self, found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
+    def _figures(self, found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
         """Yield the name and the content of every figure of some results."""
         from oodbench.report.figures import plots
 
         paths = _paths(self.results, found)
         for kind in KINDS:
             try:
-                for picture in plots(found, paths, kinds=[kind]):
-                    yield f"{picture.name}.png", picture.png()
-            except Exception as error:  # no figure may keep the results from being sent
+                for figure in plots(found, paths, kinds=[kind]):
+                    yield f"{figure.name}.png", figure.png()
+            except Exception as error:  # results are sent even if a figure fails
                 reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-                log.warning("MLflow gets no %s pictures of %s: %s", kind, found[0].benchmark, reason)
+                log.warning("no %s figures of %s are sent to MLflow: %s", kind, found[0].benchmark, reason)
 
 
 def _paths(results: Path, found: Sequence[Result]) -> dict[str, Path]:
-    """Return the files of results by digest; searched where a run writes them, else in the whole folder."""
+    """Return the file of each result by digest, from where runs write it or else from the whole results folder."""
     wanted = {row.digest for row in found}
     encoder = str(found[0].encoder.get("slug", ""))
     default = results / "runs" / slug(found[0].benchmark)[:120] / encoder
@@ -91,7 +91,7 @@ def _paths(results: Path, found: Sequence[Result]) -> dict[str, Path]:
 
 
 def run(plan: Plan, watch: Watch | None = None) -> RunOutcome:
-    """Compute what is missing of a plan, in this process or on Ray, and write the results.
+    """Compute the missing parts of a plan, in this process or on Ray, and write the results.
 
     Raises UserError for bad input, and if a store or an image cannot be read.
     """
@@ -109,7 +109,7 @@ def run(plan: Plan, watch: Watch | None = None) -> RunOutcome:
 def plugin_problems(plans: Sequence[Plan]) -> list[str]:
     """Return the problems of the user's own methods on the toy dataset, without those whose scores are stored.
 
-    It takes a second, before the images of a run are encoded.
+    This takes a second, before the images of a run are encoded.
     """
     own = {
         job.label: job
@@ -147,7 +147,7 @@ def run_and_record(request: RunRequest, *, tracking_uri: str | None = None) -> R
 
 
 def tracker_of(results: Path, tracking_uri: str | None) -> Tracker | None:
-    """Return where results are sent, None for nowhere. Raise UserError for a bad URI before hours of work are done."""
+    """Return the tracker of a URI, or None for no tracking. Raise UserError for a bad URI before hours of work."""
     if tracking_uri in ("", "none"):
         return None
     from oodbench import tracking

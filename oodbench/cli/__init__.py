@@ -31,8 +31,8 @@ def main() -> None:
     """Compare CLIP-based out-of-distribution (OOD) detection methods.
 
     \b
-    oodbench run                                     every method on the embedded benchmark, offline
-    oodbench get datasets mos                        the sets of a benchmark, below data/
+    oodbench run                                     the core methods on the embedded benchmark, offline
+    oodbench get datasets mos                        the datasets of a benchmark, in data/
     oodbench run --methods mcm,energy --id imagenet1k
     oodbench train clipn --encoder ViT-B-16/openai --captions captions.csv
     oodbench report --format latex                   the tables of all results

@@ -29,7 +29,7 @@ from oodbench.errors import printable
 def benchmarks(ctx: click.Context, wide: bool, as_json: bool) -> None:
     """List and show benchmarks, and declare your own.
 
-    Without a command: the list, or NAME in full.
+    Without a command, list all benchmarks, or show NAME in full.
     """
     if ctx.invoked_subcommand is None:
         _list(wide, as_json)

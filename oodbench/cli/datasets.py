@@ -15,7 +15,7 @@ from oodbench.cli.options import FOLDER
 from oodbench.cli.output import check_output, note, say, write_output
 from oodbench.errors import UserError, printable
 
-FOUND = click.option("--found", is_flag=True, help="Datasets that are in the data folder, or bound, alone.")
+FOUND = click.option("--found", is_flag=True, help="Only datasets that are in the data folder or bound.")
 
 
 @click.group(
@@ -37,7 +37,7 @@ FOUND = click.option("--found", is_flag=True, help="Datasets that are in the dat
 def datasets(ctx: click.Context, found: bool, wide: bool, as_json: bool, data: Path | None) -> None:
     """List, show, find, check and get image sets.
 
-    Without a command: the list, or NAME in full.
+    Without a command, list all datasets, or show NAME in full.
     """
     ctx.obj = data
     if ctx.invoked_subcommand is None:
@@ -61,7 +61,7 @@ def _list(found: bool, wide: bool, as_json: bool, data: Path | None) -> None:
 
 
 def _data_root(data: Path | None) -> Path:
-    """Return the folder of --data: that of the command, else that of the group before it, else the default."""
+    """Return the --data of the command, else that of its group, else the default folder."""
     from oodbench.data.paths import data_root
 
     context = click.get_current_context()
@@ -91,7 +91,7 @@ def show(name: str, data: Path | None) -> None:
     "--list", "list_", default="", help="Loader list: the file of `path label` lines; paths are relative to --path."
 )
 @click.option("--source", default="", help="Loader torchvision: the class, such as CIFAR10.")
-@click.option("--split", default="", help="Split of a set or an array file; tar: ending of its images (main.png).")
+@click.option("--split", default="", help="Split of a set or an array file; tar: suffix of its images (main.png).")
 @shared.CLASSES
 @shared.CLEAN_NAMES
 @click.option("--train", default="", help="Training set of an ID set, for methods that calibrate.")
@@ -116,14 +116,14 @@ def add(name: str, list_: str, clean_names: bool, **fields: str) -> None:
 @datasets.command()
 @click.argument("name", required=False)
 @click.argument("path", required=False)
-@click.option("--forget", is_flag=True, help="Remove the place of NAME: it is looked for below the data folder again.")
-@click.option("--allow-partial", is_flag=True, help="Bind a place with another number of images than is declared.")
+@click.option("--forget", is_flag=True, help="Unbind NAME, so that it is looked for in the data folder again.")
+@click.option("--allow-partial", is_flag=True, help="Bind NAME even if the number of images is not the declared one.")
 @shared.DATA
 def locate(name: str | None, path: str | None, forget: bool, allow_partial: bool, data: Path | None) -> None:
-    """Say where a dataset is, or bind its name to a place: oodbench datasets locate imagenet1k /data/ImageNet.
+    """Show where a dataset is, or bind its name to a path: oodbench datasets locate imagenet1k /data/ImageNet.
 
-    PATH is the folder or archive of the images, or a folder above it in a layout that is known; it is checked at once.
-    Without PATH, the place that a run would read is shown; without NAME, all places that are bound.
+    PATH is the folder or archive of the images, or a folder above it in a known layout; it is checked at once.
+    Without PATH, show the path that a run would read; without NAME, all bound paths.
     """
     from oodbench.data import places
     from oodbench.data.locate import check_place, describe_place
@@ -151,7 +151,7 @@ def locate(name: str | None, path: str | None, forget: bool, allow_partial: bool
 
 @datasets.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--id", "id_", default="", help="ID set; the named sets are then OOD sets, compared with it.")
+@click.option("--id", "id_", default="", help="ID set; NAMEs are then OOD sets that are compared with it.")
 @shared.DATA
 @shared.STORE
 @shared.WORKERS
@@ -180,7 +180,7 @@ def check(
 ) -> None:
     """Check every image of datasets and benchmarks.
 
-    It reports wrong counts, broken images, images in both ID and OOD sets, and shortcuts such as the image size.
+    Report wrong counts, broken images, images in both ID and OOD sets, and shortcuts such as the image size.
 
     NAME is a dataset, a benchmark or folder:PATH; by default, everything in the data folder is checked. Rerun the same
     command to resume a check; images are checked again when they change. Exit code 1 if there are errors.
@@ -210,15 +210,18 @@ def check(
 @datasets.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option(
-    "--from", "source", type=click.Path(path_type=Path), help="An archive that you have already, or a folder with some."
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    help="An archive that you already have, or a folder of archives.",
 )
 @shared.DATA
 def get(names: tuple[str, ...], source: Path | None, data: Path | None) -> None:
-    """Get datasets, or all sets of benchmarks: download what can be had, and print how to get the others.
+    """Download datasets, or all datasets of benchmarks, and print how to get those that cannot be downloaded.
 
-    NAME is a dataset or a benchmark. What is there is kept; rerun the same command to resume. ImageNet's validation
+    NAME is a dataset or a benchmark. Existing files are kept; rerun the same command to resume. ImageNet's validation
     images are unpacked from your copy: oodbench datasets get imagenet1k --from ILSVRC2012_img_val.tar. Exit code 0 if
-    all sets are ready, 1 if one failed, 3 if one has to be got by hand.
+    all datasets are ready, 1 if one failed, 3 if one has to be fetched by hand.
     """
     get_datasets(names, source, data)
 

@@ -35,16 +35,18 @@ _POINTS = (*METRICS, "accuracy", "tied")  # printed in percent
 )
 @click.argument("a", type=FOLDER)
 @click.argument("b", type=FOLDER)
-@click.option("--cells", default=10, help="Numbers shown of each pair of results, the worst first.", show_default=True)
+@click.option(
+    "--cells", default=10, help="Numbers shown per pair of results, the largest difference first.", show_default=True
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON, with all numbers and facts in full.")
 def diff(a: Path, b: Path, cells: int, as_json: bool) -> None:
     """Compare two results of one method.
 
-    It is printed which numbers of A and B differ and by how much, and in which facts.
+    Print which numbers of A and B differ and by how much, and which facts, such as versions, differ.
 
-    Of two folders, results of the same benchmark, method (with its hyper-parameters), encoder and seed are compared,
-    the worst pair first; those that one folder alone has are listed. Exit code 0 if all numbers are equal in all
-    digits, 1 if not.
+    If A and B are folders, results with the same benchmark, method (with its hyper-parameters), encoder and seed are
+    compared, the largest difference first; results that only one folder has are listed. Exit code 0 if all numbers are
+    equal in all digits, else 1.
     """
     from oodbench.report import diff as comparison
 
@@ -65,7 +67,7 @@ def _lines(found: Diff, cells: int) -> Iterator[str]:
     differing = sum(bool(pair.differing) for pair in found.pairs)
     alone = len(found.only_a) + len(found.only_b)
     if len(found.pairs) != 1 or alone:
-        more = f", {alone} on one side alone" if alone else ""
+        more = f"; {alone} more in only one of A and B" if alone else ""
         yield f"{len(found.pairs) - differing} of {len(found.pairs)} pairs of results are equal in all digits{more}"
 
 
@@ -105,7 +107,7 @@ def _cell(cell: Cell) -> tuple[str, ...]:
 
 
 def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Yield lines with aligned columns, the first of which is the indent."""
+    """Yield lines with aligned columns; the first column is the indent."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

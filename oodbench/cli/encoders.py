@@ -1,4 +1,4 @@
-"""oodbench encoders: check an encoder of one's own."""
+"""oodbench encoders: check a plugin encoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encoders() -> None:
 def check(encoder: str, verbose: bool) -> None:
     """Run the contract tests on an encoder of your own: FILE.py, or the NAME of an entry point.
 
-    Exit code 1 if it fails one.
+    Exit code 1 if a test fails.
     """
     configure_logging(verbose)
     from oodbench.encoder.contract import run_checks, spec_of

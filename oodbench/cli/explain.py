@@ -43,7 +43,7 @@ from oodbench.cli.output import check_output, configure_logging, note, say, writ
     "--results",
     type=FOLDER,
     default="results",
-    help="Folder of the results that the image is ranked in.",
+    help="Folder of the results in which the image is ranked.",
     show_default=True,
 )
 @click.option("--top", default=5, type=click.IntRange(min=1), help="Names per list.", show_default=True)
@@ -64,7 +64,7 @@ def explain(
 ) -> None:
     """Explain the scores of images.
 
-    It prints the score and rank under every method, and the classes and words that they depend on.
+    Print the score and rank of each image under every method, and the classes and words that the score depends on.
     """
     configure_logging(verbose)
     check_output(output)

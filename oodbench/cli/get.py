@@ -1,4 +1,4 @@
-"""oodbench get: what authors released and datasets, fetched to where runs find them."""
+"""oodbench get: fetch released weights, word lists and datasets to where runs find them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from oodbench.data.released import Release
 
 FROM = click.option(
-    "--from", "given", type=FOLDER, help="File or folder that you have got already; it is checked and copied."
+    "--from", "given", type=FOLDER, help="File or folder that you already have; it is checked and copied."
 )
 
 
 class _Kinds(CommandGroup):
-    """The commands by kind; a name without its kind is answered with the command."""
+    """One command per kind. For a name without its kind, the error shows the command to paste."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from oodbench.data import catalog
@@ -45,7 +45,7 @@ class _Kinds(CommandGroup):
 def get() -> None:
     """Get released weights, word lists and image sets.
 
-    They are put where runs find them.
+    Runs find them there without further options.
     """
 
 
@@ -58,12 +58,12 @@ get.add_command(get_datasets, "datasets")
 @shared.DATA
 @shared.WIDE
 def weights(names: tuple[str, ...], given: Path | None, data: Path | None, wide: bool) -> None:
-    """Get weights that the authors of a method released, or list what is known without NAME.
+    """Get weights that the authors of a method released; without NAME, list them.
 
-    NAME is a method (its first training) or one of its trainings, such as clipn-2. Runs use them without --weights.
-    They are in weights/NAME in the folder of the datasets. What is in Google Drive needs the package gdown (the extra
-    `drive`); without it, or if Drive refuses, the way by hand is printed. Rerun the same command to resume. Exit code 1
-    if a download failed; 3 if something has to be got by hand.
+    NAME is a method (its first training) or one of its trainings, such as clipn-2. The files are put into weights/NAME
+    in the folder of the datasets, where runs find them without --weights. Files in Google Drive need the package gdown
+    (the extra `drive`); without it, or if Drive refuses, manual instructions are printed. Rerun the same command to
+    resume. Exit code 1 if a download failed; 3 if a file has to be fetched by hand.
     """
     _get("weights", names, given, data, wide)
 
@@ -74,15 +74,15 @@ def weights(names: tuple[str, ...], given: Path | None, data: Path | None, wide:
 @shared.DATA
 @shared.WIDE
 def words(names: tuple[str, ...], given: Path | None, data: Path | None, wide: bool) -> None:
-    """Get word lists that the authors of a method released, or list what is known without NAME.
+    """Get word lists that the authors of a method released; without NAME, list them.
 
-    They are in words/NAME in the folder of the datasets. Exit codes are those of `get weights`.
+    The files are put into words/NAME in the folder of the datasets. Exit codes are those of `get weights`.
     """
     _get("words", names, given, data, wide)
 
 
 def _get(kind: str, names: tuple[str, ...], given: Path | None, data: Path | None, wide: bool) -> None:
-    """Get the releases of a kind, and print for each where it is and the command that uses it."""
+    """Get releases of a kind, and print the path of each and a command that uses it."""
     from oodbench.cli import listings
     from oodbench.cli.progress import ProgressBars
     from oodbench.data.paths import data_root

@@ -1,4 +1,4 @@
-"""Groups of commands: every error is one line and an exit code; names of earlier versions are refused; SIGTERM."""
+"""Groups of commands: they print each error as one line, refuse names of earlier versions, and handle SIGTERM."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class CommandGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
-        """Run as click does, with one form for all errors, on streams that take every character."""
+        """Run as click does, but print all errors in one form, to streams that accept every character."""
         click_main: Any = super().main  # its overloads name every parameter
         if not standalone_mode:
             return click_main(*args, standalone_mode=False, **more)
@@ -118,10 +118,10 @@ class CommandGroup(click.Group):
         except UnicodeEncodeError as error:
             if logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
                 raise
-            print_errors(f"the name {error.object} is not UTF-8, as libraries need it here; rename it")
+            print_errors(f"the name {error.object} is not UTF-8, which a library needs here; rename it")
             ctx.exit(2)
         except OSError as error:
-            # A full disk, a folder in place of a file: files are written atomically, so none is incomplete.
+            # For example a full disk. Files are written atomically, so none is incomplete.
             if error.errno == errno.EPIPE or logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
                 raise
             resume = f". {RESUME}" if ctx.invoked_subcommand in ("run", "train") else ""
@@ -130,7 +130,7 @@ class CommandGroup(click.Group):
 
 
 def _usage_text(error: click.ClickException, arguments: list[str]) -> str:
-    """Return the message of click, or the command of today for one of an earlier version."""
+    """Return the message of click, or the current command for one of an earlier version."""
     command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
     if message := renamed(command.partition(" ")[2], arguments):
         return message
@@ -139,7 +139,7 @@ def _usage_text(error: click.ClickException, arguments: list[str]) -> str:
 
 
 def _os_error_text(error: OSError) -> str:
-    """Return the reason of an error of the system, after the name of the file if there is one."""
+    """Return the name of the file, if the error has one, and the reason."""
     # NumPy reports a full disk as "n requested and m written", without an error number.
     full = error.strerror is None and "requested and" in str(error)
     reason = "No space left on device" if full else error.strerror or str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Help of the commands: options in groups, examples, commands in the order of use, and what a shell completes."""
+"""Help of the commands: options in groups, examples, commands in the order of use, and shell completion."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-# Heading -> names of parameters, as the functions of the commands have them. An option that stands nowhere is in the
-# last group. An option means the same in all commands.
+# Heading -> parameter names of the command functions. Options that are not listed are in the last group. An option
+# means the same in all commands.
 OPTION_GROUPS: Mapping[str, str] = {
     "Methods": "methods settings sweeps templates plugins weights",
     "Images": "id_ ood calibration calibration_limit shots shot_seed classes clean_names data limit allow_partial "
@@ -18,27 +18,27 @@ OPTION_GROUPS: Mapping[str, str] = {
     "Test streams": "stream_order stream_seeds stream_batch stream_ratio",
     "Training": "epochs steps lr betas eps weight_decay warmup chunk checkpoint_every max_steps restart",
     "Metrics": "at95 aupr bootstrap",
-    "What is shown": "sets encoders ids metrics sort top quotes compare explain check uri experiment",
-    "How it is shown": "form style decimals percent transpose group intervals seeds stream_parts tests ours rename",
+    "Selection": "sets encoders ids metrics sort top quotes compare explain check uri experiment",
+    "Layout": "form style decimals percent transpose group intervals seeds stream_parts tests ours rename long",
     "LaTeX": "standalone caption label cite bib",
-    "Figures": "width with_figures",
+    "Figures": "kinds width with_figures",
     "Submission": "handle who paper code licence hardware not_tuned_on_test_data replace checked workflow",
     "Results": "results output store shared strict tracking_uri events",
     "Several GPUs or machines": "ray actors gpus_per_actor num_workers",
     "Other options": "",
 }
-FEW = 12  # options that need no groups
+FEW = 12  # up to this many options need no groups
 SECTIONS: Mapping[str, str] = {
     "Compare methods": "run report diff leaderboard submit",
     "Data, methods, encoders": "datasets benchmarks get methods encoders",
     "Train and use": "train weights score explain register",
     "Scores of other code": "import metrics",
     "Upkeep": "store sync",
-}  # the commands of `oodbench --help`, in the order of use; a command that stands nowhere comes last
+}  # the commands of `oodbench --help`, in the order of use; commands that are not listed come last
 
 
 def examples(*lines: str) -> str:
-    """Return lines as the epilog of a command, which click prints as they are."""
+    """Return an epilog with example commands that click does not wrap."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
@@ -47,7 +47,8 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, each group under its heading."""
-        records = {p.name or "": record for p in self.get_params(ctx) if (record := p.get_help_record(ctx)) is not None}
+        options = (p for p in self.get_params(ctx) if isinstance(p, click.Option))  # arguments are in the usage line
+        records = {p.name or "": record for p in options if (record := p.get_help_record(ctx)) is not None}
         if len(records) <= FEW:
             super().format_options(ctx, formatter)
             return
@@ -81,7 +82,7 @@ class Sections(click.Group):
 
 
 class OneOf(click.ParamType):  # type: ignore[type-arg]  # generic in its stubs only
-    """One of some words, which help shows and a shell completes; the command checks it with its other options."""
+    """One of several words, shown in the help and completed by shells; the command itself checks the value."""
 
     name = "text"
 
@@ -93,7 +94,7 @@ class OneOf(click.ParamType):  # type: ignore[type-arg]  # generic in its stubs 
         return f"[{'|'.join(self.words)}]"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the words that begin as what is typed."""
+        """Return the words that start with the typed text."""
         return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 
@@ -106,7 +107,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]  # generic in its stubs 
         self._known, self._several = known, several
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the names that begin as what is typed after the last comma, with what stands before it."""
+        """Return the names that start with the text after the last comma, preceded by the text before it."""
         before, comma, last = incomplete.rpartition(",") if self._several else ("", "", incomplete)
         return [CompletionItem(f"{before}{comma}{name}") for name in sorted(self._known()) if name.startswith(last)]
 
@@ -148,7 +149,7 @@ class EncoderNames(Names):
         return [EMBEDDED, *named, *(f"{name}/" for name in architectures())]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the names that begin as what is typed; tags are read from open_clip, which takes seconds."""
+        """Return the names that start with the typed text; tags are read from open_clip, which takes seconds."""
         from oodbench.encoder.names import tags
 
         before, comma, last = incomplete.rpartition(",") if self._several else ("", "", incomplete)
@@ -160,7 +161,7 @@ class EncoderNames(Names):
 
 
 def cut(rows: Sequence[Sequence[str]], width: int) -> list[tuple[str, ...]]:
-    """Return the lines of a table with the widest columns but the first cut, so that a line fits a width."""
+    """Shorten the widest columns of a table, except the first, until a line fits the width."""
     first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     while first + sum(widths) + 2 * len(widths) > width and max(widths) > 8:
         widths[widths.index(max(widths))] -= 1
@@ -172,7 +173,7 @@ def cut(rows: Sequence[Sequence[str]], width: int) -> list[tuple[str, ...]]:
 
 
 def as_json(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the lines of a list as JSON."""
+    """Return the rows of a list as JSON."""
     import json
 
     return json.dumps(list(rows), indent=1, ensure_ascii=False)

@@ -25,15 +25,13 @@ from oodbench.cli.output import configure_logging, note, print_tables
 @click.option(
     "--benchmark", required=True, help="Benchmark or ID set whose images were scored: a name, or folder:PATH."
 )
-@click.option(
-    "--method", required=True, help="Name of the method, with hyper-parameters if they are known: mine[k=10]."
-)
-@click.option("--encoder", required=True, help="What encoded the images, as for run; a name that is not known stays.")
+@click.option("--method", required=True, help="Name of the method, with its hyper-parameters if known: mine[k=10].")
+@click.option("--encoder", required=True, help="Encoder of the images, as for run; an unknown name is kept.")
 @click.option(
     "--higher",
     type=OneOf("id", "ood"),
     default="",
-    help="Whose scores are higher: id of confidences, ood of distances. It has to be given.",
+    help="Images with higher scores: id for confidences, ood for distances. Required.",
 )
 @click.option("--force-sign", is_flag=True, help="Accept a mean AUROC below 50 %.")
 @click.option("--title", default="", help="Name of the method in tables. Default: that of --method.")
@@ -42,8 +40,8 @@ from oodbench.cli.output import configure_logging, note, print_tables
 @click.option(
     "--access",
     default="",
-    help="What the method sees in addition to class names and the image: id_images,id_labels=16,lm_words, or none. "
-    "Default: not known.",
+    help="Data that the method sees in addition to class names and the image: id_images,id_labels=16,lm_words, or "
+    "none. Default: unknown.",
 )
 @click.option("--templates", default="", help="Prompt templates, if known: the name of a set, a file, or a template.")
 @click.option("--seed", default=0, help="Seed of the scores, for means over seeds.", show_default=True)
@@ -56,13 +54,13 @@ from oodbench.cli.output import configure_logging, note, print_tables
 @shared.RESULTS
 @shared.VERBOSE
 def import_(scores: tuple[str, ...], verbose: bool, ood: str, results: Path, **options: Any) -> None:
-    """Make a result of scores that another program computed.
+    """Import the scores of another program as a result.
 
     SCORES are files, SET=FILE, or a folder of files.
 
-    A file is .npy, .npz, .csv, .tsv, .txt or .parquet, with one score per image: with the names of the images, or in
-    the order of the list. Its set is the one before `=`, the one in a column `dataset`, or the one that its name has in
-    it; `id` is the ID set. The result is marked as imported, and is otherwise one like any other.
+    A file is .npy, .npz, .csv, .tsv, .txt or .parquet with one score per image, either with image names or in the order
+    of the image list. Its set is SET, the value of its column `dataset`, or the set that its file name contains; `id`
+    is the ID set. The result is marked as imported, and otherwise is like any other.
     """
     configure_logging(verbose)
     from oodbench.method.parameters import parse_names
@@ -71,8 +69,8 @@ def import_(scores: tuple[str, ...], verbose: bool, ood: str, results: Path, **o
 
     found = import_scores(ImportRequest(scores=scores, ood=parse_names(ood), out=results, **options))
     for one in found.sets:
-        note(f"{one.dataset.name}: {len(one.scores):,} scores of {one.path}; checked: {one.checked}")
+        note(f"{one.dataset.name}: {len(one.scores):,} scores from {one.path}; checked: {one.checked}")
     if found.replaced:
-        note("note: it replaces an earlier import of the same method")
+        note("note: this replaces an earlier import of the same method")
     print_tables(tables([found.result]))
     note(f"wrote {found.path}")

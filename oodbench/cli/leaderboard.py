@@ -25,13 +25,19 @@ from oodbench.storage.files import expand, real_path
 )
 @click.argument("results", nargs=-1, type=FOLDER)
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the page: index.html, leaderboard.json.")
-@click.option("--quoted/--no-quoted", default=True, help="With published numbers. Default: with.")
+@click.option("--quoted/--no-quoted", default=True, help="Include published numbers. Default: include.")
 @click.option(
-    "--reference/--no-reference", default=True, help="With the project's own results on glyphs. Default: with."
+    "--reference/--no-reference",
+    default=True,
+    help="Include the project's own results on glyphs. Default: include.",
 )
 @click.option("--title", default="", help="Title of the page.")
-@click.option("--repository", default="", metavar="URL", help="Where the current folder is seen: links of submissions.")
-@click.option("--allow-failed", is_flag=True, help="Exit code 0 although a result failed verification or is damaged.")
+@click.option(
+    "--repository", default="", metavar="URL", help="Web page of the current folder, for links to submissions."
+)
+@click.option(
+    "--allow-failed", is_flag=True, help="Exit with code 0 even if a result is damaged or fails verification."
+)
 @shared.VERBOSE
 def leaderboard(
     results: tuple[Path, ...],
@@ -45,8 +51,8 @@ def leaderboard(
 ) -> None:
     """Build a static page that ranks results and published numbers.
 
-    RESULTS are folders of results, and folders of submissions. Every number of a result with scores per image is
-    computed again; a result whose numbers differ is listed as failed, without numbers, and the exit code is 1.
+    RESULTS are folders of results or submissions. Every number of a result with scores per image is recomputed; a
+    result whose numbers differ is listed as failed, without numbers, and the exit code is 1.
     docs/leaderboard.md explains the page.
     """
     configure_logging(verbose)
@@ -56,7 +62,7 @@ def leaderboard(
     from oodbench.report.tables.published import quotes
 
     if repository and (not repository.startswith(("https://", "http://")) or has_credentials(repository)):
-        raise UserError(f"--repository {repository} is no address such as https://github.com/me/board/tree/main")
+        raise UserError(f"--repository {repository} is not an address such as https://github.com/me/board/tree/main")
     folder = real_path(output)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {output} is a file; name a folder, such as --output site")
@@ -71,5 +77,5 @@ def leaderboard(
     print_errors(*found.failures)
     note(f"wrote {output / 'index.html'} with {count} rows")
     if found.failures:
-        note(f"not counted: {len(found.failures)} of the files; correct or remove them, or add --allow-failed")
+        note(f"{len(found.failures)} files do not count; correct or remove them, or add --allow-failed")
         sys.exit(0 if allow_failed else 1)

@@ -25,9 +25,9 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def methods(known: Iterable[MethodInfo], width: int | None = None, *, as_json: bool = False) -> str:
-    """List methods by what they see; within a width, their names, titles and what they see.
+    """List methods, grouped by the data that they see.
 
-    Without a width: also groups of --methods, needs, paper and status.
+    With a width, the columns are name, title and data; without one, also groups of --methods, needs, paper and status.
     """
     head = ("method", "groups", "title", "also sees", "needs", "paper", "status")
     found = sorted(known, key=lambda info: GROUPS.index(_group(info)))  # a stable sort
@@ -113,9 +113,9 @@ def _wrapped(text: str) -> str:
 
 
 def releases(kind: str, data: Path, width: int | None = None) -> str:
-    """List the released weights or words, with where they are in the data folder, or the command to get them.
+    """List released weights or word lists, with their path in the data folder or the command to get them.
 
-    Within a width, this has a line of its own, with the method and the encoder.
+    With a width, the path is on a second line, after the method and the encoder.
     """
     from oodbench.data import released
 
@@ -144,7 +144,7 @@ def releases(kind: str, data: Path, width: int | None = None) -> str:
 def datasets(data: Path, width: int | None = None, *, found: bool = False, as_json: bool = False) -> str:
     """List datasets, and which are in the data folder, and benchmarks.
 
-    `found` leaves out what is not there, and the benchmarks. Without a width: also aliases and papers.
+    `found` leaves out missing datasets and the benchmarks. Without a width, aliases and papers are listed, too.
     """
     head = ("dataset", "alias", "title", "images", "paper", "status")
     rows = [
@@ -161,7 +161,7 @@ def datasets(data: Path, width: int | None = None, *, found: bool = False, as_js
 
 
 def benchmarks(width: int | None = None, *, as_json: bool = False) -> str:
-    """List benchmarks: name, ID set and OOD sets; without a width also title and paper."""
+    """List benchmarks with their ID and OOD sets; without a width, also with title and paper."""
     head = ("benchmark", "title", "ID", "OOD", "paper")
     rows = [(b.name, b.title, b.id, ", ".join(n for n, _ in b.sets()), b.cite) for b in catalogue.benchmarks().values()]
     if as_json:
@@ -252,7 +252,7 @@ def _path(one: Dataset) -> str:
 
 
 def _status(one: Dataset, data: Path) -> str:
-    """Return whether a dataset is in the data folder."""
+    """Return "found", "not found" or another state of a dataset in the data folder."""
     if one.loader == "glyphs":
         return "embedded"
     if one.within:
@@ -280,7 +280,7 @@ def _status(one: Dataset, data: Path) -> str:
 
 
 def _table(rows: Iterable[tuple[str, ...]], width: int | None = None) -> str:
-    """Format columns as plain text, cut to a width if there is one."""
+    """Format columns as plain text, shortened to the width if one is given."""
     lines = [tuple(map(printable, row)) for row in rows]
     lines = lines if width is None else help.cut(lines, width)
     head = lines[0]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from oodbench.pipeline.plan import Plan
 
 
-GROUP = click.option("--group", default="", type=Names(group_names, several=False), help="Methods of this group alone.")
+GROUP = click.option("--group", default="", type=Names(group_names, several=False), help="Only methods of this group.")
 
 
 @click.group(
@@ -43,7 +43,7 @@ GROUP = click.option("--group", default="", type=Names(group_names, several=Fals
 def methods(ctx: click.Context, group: str, wide: bool, as_json: bool, plugins: tuple[Path, ...]) -> None:
     """List, show and check methods.
 
-    Without a command: the list, or NAME in full.
+    Without a command, list all methods, or show NAME in full.
     """
     ctx.obj = plugins
     if ctx.invoked_subcommand is None:
@@ -97,10 +97,10 @@ def check(
     plugins: tuple[Path, ...],
     verbose: bool,
 ) -> None:
-    """Run the contract tests on a method of your own: FILE.py, or a NAME, perhaps with [parameter=value].
+    """Run the contract tests on a method of your own: FILE.py, or a NAME, optionally with [parameter=value].
 
-    The method runs on a toy dataset of 1,024 calibration images; a StreamMethod has streams of 192. Exit code 1 if it
-    fails one test.
+    The method runs on a toy dataset of 1,024 calibration images; a StreamMethod has streams of 192. Exit code 1 if a
+    test fails.
     """
     configure_logging(verbose)
     from oodbench.cli.progress import spinner
@@ -168,7 +168,7 @@ def describe_negatives(plan: Plan) -> str:
         state = _fit(plan, watch)
     words: Sequence[str] = getattr(state, "words", ())
     if not words:
-        raise UserError(f"{job.label} mines no words; one that does is neglabel")
+        raise UserError(f"{job.label} mines no words; neglabel does")
     similarity = [float(value) for value in state.similarity]
     known = {"ID": plan.classes.lines, **{one.listing.dataset.title: class_names(one.listing) for one in plan.ood}}
     lines = [
@@ -212,7 +212,7 @@ def _overlap(words: Sequence[str], names: Iterable[str]) -> str:
     mined = {word.casefold() for word in words}
     distinct = {name.casefold(): name for name in names}
     if not distinct:
-        return "class names are not known"
+        return "class names are unknown"
     common = sorted(name for folded, name in distinct.items() if folded in mined)
     return f"{len(common)} of {len(distinct):,}" + (f": {', '.join(common)}" if common else "")
 

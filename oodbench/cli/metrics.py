@@ -34,21 +34,21 @@ HIGHER = ("id", "ood")
 )
 @click.argument("id_", metavar="ID")
 @click.argument("ood", metavar="[OOD]...", nargs=-1)
-@click.option("--higher", type=OneOf("id", "ood"), default="id", help="Whose scores are higher.", show_default=True)
+@click.option("--higher", type=OneOf("id", "ood"), default="id", help="Images with higher scores.", show_default=True)
 @shared.AT95
 @shared.AUPR
 @shared.BOOTSTRAP
-@click.option("--no-intervals", is_flag=True, help="Metrics alone, from files that need not fit into memory.")
+@click.option("--no-intervals", is_flag=True, help="Compute no intervals; files then need not fit into memory.")
 @click.option("--json", "as_json", is_flag=True, help="JSON, in full precision.")
 @shared.VERBOSE
 def metrics(id_: str, ood: tuple[str, ...], verbose: bool, **options: Any) -> None:
-    """Print the metrics of plain files of scores.
+    """Print the metrics of files of scores.
 
-    One file is of the ID images, and one of each OOD set.
+    ID has the scores of the ID images, and each OOD those of one OOD set.
 
-    A file is one that `oodbench import` reads. NAME=FILE gives a set a name, or takes the set NAME from a file with a
-    column `dataset`; such a file by itself has the ID set first. Of more than 1,000,000 scores no intervals are
-    computed, and files of any size are read in parts.
+    Files have the formats that `oodbench import` reads. NAME=FILE gives a set a name, or selects the set NAME from a
+    file with a column `dataset`; if only such a file is given, its first set is the ID set. For more than 1,000,000
+    scores, no intervals are computed. Files of any size are read in parts.
     """
     configure_logging(verbose)
     from oodbench.cli.progress import spinner

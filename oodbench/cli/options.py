@@ -1,4 +1,4 @@
-"""Options that several commands have, --config files, and the names that options had in earlier versions."""
+"""Options shared by several commands, --config files, and option names of earlier versions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Integers(click.ParamType):  # type: ignore[type-arg]  # generic in its stu
         try:
             return tuple(int(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is not an integer, nor several as in 0,1,2", param, ctx)
+            self.fail(f"{value!r} is neither an integer nor a list such as 0,1,2", param, ctx)
 
 
 class IntegerOrAll(click.ParamType):  # type: ignore[type-arg]  # generic in its stubs only
@@ -39,7 +39,7 @@ class IntegerOrAll(click.ParamType):  # type: ignore[type-arg]  # generic in its
         try:
             return "all" if value == "all" else int(str(value))
         except ValueError:
-            self.fail(f"{value!r} is not an integer, nor all", param, ctx)
+            self.fail(f"{value!r} is neither an integer nor all", param, ctx)
 
 
 def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -114,7 +114,7 @@ _NEGATIVES = "--negatives"  # `oodbench methods neglabel --negatives` became a c
 def renamed(command: str, arguments: Sequence[str]) -> str:
     """Return the error for arguments with names of an earlier version, with the command to paste; "" if none has one.
 
-    `command` is what click understood before it failed, without the program: "train", "datasets check", "".
+    `command` is the command that click parsed before it failed, without the program: "train", "datasets check", "".
     """
     changes: dict[str, str] = {}
     current: list[str] = []
@@ -165,7 +165,7 @@ CLASSES = click.option(
     "--classes", default="", help="Class names: the name of a list, or a file with one name per line."
 )
 CLEAN_NAMES = click.option(
-    "--clean-names", is_flag=True, help='Take class names as words: AnnualCrop as "annual crop". They are printed.'
+    "--clean-names", is_flag=True, help='Split class names into words, AnnualCrop into "annual crop", and print them.'
 )
 CALIBRATION = click.option(
     "--calibration",
@@ -177,13 +177,13 @@ CALIBRATION_LIMIT = click.option(
     "--calibration-limit",
     type=IntegerOrAll(),
     default=50_000,
-    help="ID training images to calibrate on, at most so many drawn with --seed, or all.",
+    help="Maximum number of ID training images for calibration, drawn with --seed; or all.",
     show_default=True,
 )
 SHOTS = click.option(
     "--shots",
     type=int,
-    help="ID training images of each class for methods that read labels. Default: those of the benchmark, else "
+    help="ID training images per class for methods that read labels. Default: the benchmark's, else "
     "--calibration-limit images.",
 )
 SHOT_SEED = click.option("--shot-seed", type=int, help="Seed that draws --shots. Default: --seed.")
@@ -225,7 +225,7 @@ PRECISION = click.option(
     "--precision",
     type=OneOf("fp32", "bf16", "fp16"),
     default="fp32",
-    help="What the model computes in.",
+    help="Number format of the model's computations.",
     show_default=True,
 )
 BATCH_SIZE = click.option("--batch-size", default=128, help="Images encoded at once.", show_default=True)
@@ -234,7 +234,7 @@ ON_ERROR = click.option(
     "--on-error",
     type=OneOf("stop", "skip"),
     default="stop",
-    help="What an unreadable image does.",
+    help="Stop at an unreadable image, or skip it.",
     show_default=True,
 )
 AT95 = click.option(
@@ -265,19 +265,19 @@ STORE = click.option(
 SHARED = click.option(
     "--shared",
     default="",
-    help="URL of a second store that all machines reach, such as s3://bucket/oodbench. Default: $OODBENCH_SHARED.",
+    help="URL of a second store for all machines, such as s3://bucket/oodbench. Default: $OODBENCH_SHARED.",
 )
 RESULTS = click.option("--results", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
 TRACKING_URI = click.option(
     "--tracking-uri", help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a SQLite file in the results folder."
 )
-VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Log what is done, and show the traceback of an error.")
-WIDE = click.option("--wide", is_flag=True, help="All columns, in full.")
-JSON = click.option("--json", "as_json", is_flag=True, help="JSON, with all columns.")
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Log every step, and show the traceback of an error.")
+WIDE = click.option("--wide", is_flag=True, help="Show all columns in full.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON with all columns.")
 
 
 def width(wide: bool) -> int | None:
-    """Return the number of characters that a line of a list may have: those of the terminal; None for any number."""
+    """Return the maximum number of characters in a line of a list: the terminal's width, or None for no limit."""
     import shutil
 
     return None if wide else max(shutil.get_terminal_size().columns, 80)

@@ -1,4 +1,4 @@
-"""What commands write: lines and errors in a terminal, log messages, tables, the file of --output."""
+"""Output of commands: lines and errors in a terminal, log messages, tables, the file of --output."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line on stderr; lines after it that begin with two blanks stay, other line breaks become escapes."""
+    """Print a line on stderr. A line break before two blanks is kept; others become escapes."""
     for line in re.split(r"\n(?=  )", text):
         click.echo(printable(line), file=sys.stderr)
 
 
 def print_contract(name: str, checks: list[tuple[str, str]], warning: str = "") -> None:
-    """Print (check, problem or "") and the outcome; exit with code 1 if there is a problem. A warning changes nothing.
+    """Print (check, problem or "") and the outcome; exit with code 1 if there is a problem.
 
-    A warning is printed before the outcome.
+    A warning is printed before the outcome and does not change it.
     """
     for check, problem in checks:
         say(printable(redact(f"{'FAIL' if problem else 'ok':5}{check}{': ' + problem if problem else ''}")))
@@ -71,11 +71,11 @@ def print_tables(tables: Iterable[Table]) -> None:
 
 
 def check_output(path: Path | None, makes_folder: bool = False) -> None:
-    """Raise UserError if --output names a folder, or a file in a folder that is neither there nor made."""
+    """Raise UserError if --output is a folder, or its parent folder is missing and not created by the command."""
     if path is None:
         return
     if path.is_dir():
-        raise UserError(f"--output {path}: that is a folder; name a file")
+        raise UserError(f"--output {path} is a folder; name a file")
     if not makes_folder and not path.absolute().parent.is_dir():
         raise UserError(f"--output {path}: there is no folder {path.absolute().parent}")
 
@@ -99,7 +99,7 @@ class Formatter(logging.Formatter):
 
 
 class StderrHandler(logging.Handler):
-    """Prints messages to what sys.stderr is at the time: while progress bars are shown, above them."""
+    """Prints messages to the current sys.stderr, which shows them above active progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -109,7 +109,7 @@ class StderrHandler(logging.Handler):
 
 
 def configure_logging(verbose: bool) -> None:
-    """Log warnings to stderr; with `verbose`, also what is done."""
+    """Log warnings to stderr; with `verbose`, log every step, too."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[StderrHandler()])
     for handler in logging.getLogger().handlers:
         handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))

@@ -1,4 +1,4 @@
-"""Progress on stderr for runs, trainings, downloads and slow imports. Nothing is drawn if stderr is no terminal."""
+"""Progress on stderr for runs, trainings, downloads and slow imports. It is shown only if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("oodbench.training")
 run_log = logging.getLogger("oodbench.run")
 
-LOG_EVERY = 50  # training steps between two lines of the log
+LOG_EVERY = 50  # training steps between two log messages
 SPINNER_AFTER = 1.0  # seconds
 _COUNTS = {"joined": ("workers", 1), "lost": ("workers", -1), "retried": ("retried", 1), "failed": ("failed", 1)}
 
@@ -47,7 +47,7 @@ def spinner(text: str) -> Iterator[None]:
 
 @contextmanager
 def text_progress() -> Iterator[Watch]:
-    """Yield a Watch that shows bars for the prompts, and the calibration images, that a fit encodes."""
+    """Yield a Watch that shows bars for the prompts and calibration images that are encoded to fit a method."""
     with spinner("importing torch"):
         import torch  # noqa: F401
     with ProgressBars("images") as bars:
@@ -58,7 +58,7 @@ def text_progress() -> Iterator[Watch]:
 
 
 class ProgressBars:
-    """Lines with a name, a bar, a count, a text and the time left, while the `with` block is active."""
+    """Progress bars, each with a name, a count, a text and the time left, while the `with` block is active."""
 
     def __init__(self, unit: str = "") -> None:
         from rich import progress
@@ -69,7 +69,7 @@ class ProgressBars:
         self.visible = sys.stderr.isatty()
         self._progress = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(bar_width=24),  # alone gets narrower in a narrow terminal
+            progress.BarColumn(bar_width=24),  # the only column that shrinks in a narrow terminal
             (progress.DownloadColumn if unit == "bytes" else progress.MofNCompleteColumn)(
                 table_column=Column(no_wrap=True)
             ),
@@ -92,7 +92,7 @@ class ProgressBars:
     def add(self, name: str, total: int | None, done: int = 0, *, timed: bool = True) -> Callable[..., None]:
         """Add a bar. Return the function that changes it: advance, completed, description, text.
 
-        A bar that is not `timed` shows no time left, and moves for as long as it is there.
+        A bar that is not `timed` pulses, and shows no time left.
         """
         task = self._progress.add_task(self._short(name), total=total, completed=done, text="", start=timed)
 
@@ -103,9 +103,9 @@ class ProgressBars:
         return update
 
     def count(self, name: str, total: int, unit: str = "") -> Advance:
-        """Add a bar that shows its speed in `unit`s, until it is full. Return the function that advances it.
+        """Add a bar that shows its speed in `unit`s and disappears when it is full. Return the function to advance it.
 
-        A total of 0 is not known. `unit` is that of all bars by default.
+        A total of 0 means that it is unknown. `unit` is that of all bars by default.
         """
         task = self._progress.add_task(self._short(name), total=total or None, text="")
 
@@ -117,7 +117,7 @@ class ProgressBars:
         return advance
 
     def _short(self, text: str, part: float = 1 / 3) -> str:
-        """Return a printable text, with its middle left out if it takes more than a part of the terminal."""
+        """Return printable text, without its middle if it is longer than a fraction of the terminal's width."""
         text, limit = printable(text), int(self._progress.console.width * part)
         return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit - limit // 2 - 1) :]}"
 
@@ -133,7 +133,7 @@ def _speed_text(speed: float | None, unit: str) -> str:
 
 
 class RunProgress(ProgressBars):
-    """Progress of a run of `rows` methods; `watch` is what the run calls. Without a terminal, stages go to the log."""
+    """Progress of a run of `rows` methods; the run calls `watch`. Without a terminal, stages are logged."""
 
     def __init__(self, rows: int | None = None) -> None:
         super().__init__("images")
@@ -169,7 +169,7 @@ class RunProgress(ProgressBars):
         self._show_state()
 
     def _event(self, event: Event) -> None:
-        """Show what was started last, count workers, retries and failures, and keep the speed of each worker."""
+        """Show the last stage, count workers, retries and failures, and keep the speed of each worker."""
         if event.what in _COUNTS:
             name, step = _COUNTS[event.what]
             self._counts[name] = max(0, self._counts[name] + step)
@@ -187,7 +187,7 @@ class RunProgress(ProgressBars):
 
 
 class TrainProgress(ProgressBars):
-    """Progress of a training; without a terminal, a line of the log every few steps."""
+    """Progress of a training; without a terminal, it is logged every few steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class TrainProgress(ProgressBars):
         return self.count(f"embed {what}", count)
 
     def begin(self, done: int, steps: int) -> None:
-        """Add the bar of the training steps, `done` of which were made before."""
+        """Add the bar of the training steps; `done` of them are already finished."""
         self._steps = steps
         self._bar = self.add("train", steps, done)
 

@@ -51,7 +51,7 @@ _TABLE = (
     "style",
 )
 
-_CHOICE = ("methods", "sets", "encoders", "ids", "sort", "top")  # of the options of tables, those of all formats
+_CHOICE = ("methods", "sets", "encoders", "ids", "sort", "top")  # options of tables that apply to all formats
 
 
 def _figure_kinds() -> tuple[str, ...]:
@@ -89,20 +89,31 @@ def _figure_kinds() -> tuple[str, ...]:
     "--id", "ids", default="", type=Names(set_names), help="Benchmarks or ID sets to show: imagenet1k,glyphs."
 )
 @click.option("--sort", default="", type=OneOf(*CHOICES), help="Sort each group by this metric, the best first.")
-@click.option("--top", type=click.IntRange(min=1), help="Of each group, only the best N by --sort.")
-@click.option("--style", default="full", show_default=True, type=OneOf(*STYLES), help="paper: docs/paper-tables.md.")
-@click.option("--ours", default="", help="Methods or labels that come last, shaded in LaTeX: clipn.")
-@click.option("--rename", multiple=True, metavar="NAME=TEXT", help="Print TEXT for a name: fpr95=FPR. Repeatable.")
-@click.option("--caption", default="", type=OneOf("short", "full"), help="LaTeX. Default: full; of papers, short.")
+@click.option("--top", type=click.IntRange(min=1), help="Only the best N of each group by --sort.")
+@click.option(
+    "--style",
+    default="full",
+    show_default=True,
+    type=OneOf(*STYLES),
+    help="Style of tables; for paper, see docs/paper-tables.md.",
+)
+@click.option("--ours", default="", help="Methods or labels to put last, shaded in LaTeX: clipn.")
+@click.option("--rename", multiple=True, metavar="NAME=TEXT", help="Print TEXT instead of NAME: fpr95=FPR. Repeatable.")
+@click.option(
+    "--caption",
+    default="",
+    type=OneOf("short", "full"),
+    help="LaTeX: length of the caption. Default: full; with --style paper, short.",
+)
 @click.option("--label", default="", help="LaTeX: the \\label of the table, such as tab:ood.")
-@click.option("--long", "long", is_flag=True, help="CSV and parquet: one number a line.")
+@click.option("--long", "long", is_flag=True, help="CSV and parquet: one number per line.")
 @click.option("--kind", "kinds", default="", type=Names(_figure_kinds), help="Figures: only these kinds: roc,overview.")
 @click.option(
     "--width",
     default="",
-    help="Figures of a paper: column (3.25 in), page (6.875 in), or a length: 3.3, 84mm, 237pt. Default: for screens.",
+    help="Figures for a paper: column (3.25 in), page (6.875 in), or a length: 3.3, 84mm, 237pt. Default: for screens.",
 )
-@click.option("--standalone", is_flag=True, help="LaTeX: a document that compiles by itself.")
+@click.option("--standalone", is_flag=True, help="LaTeX: write a document that compiles by itself.")
 @click.option(
     "--methods",
     default="",
@@ -110,35 +121,43 @@ def _figure_kinds() -> tuple[str, ...]:
     help="Methods or labels to show, in this order within a group: mcm,energy[scale=1].",
 )
 @click.option("--ood", "sets", default="", type=Names(set_names), help="OOD sets to show, in this order: sun,textures.")
-@click.option("--metrics", default=",".join(SHOWN), show_default=True, help="Also fpr95_ood, aupr_in, aupr_out.")
-@click.option("--decimals", type=int, help="Default: 2 in percent, 4 as fractions.")
-@click.option("--percent/--fraction", default=True, help="Default: percent.")
+@click.option(
+    "--metrics", default=",".join(SHOWN), show_default=True, help="Metrics to show; also fpr95_ood, aupr_in, aupr_out."
+)
+@click.option("--decimals", type=int, help="Decimal places. Default: 2 in percent, 4 as fractions.")
+@click.option("--percent/--fraction", default=True, help="Unit of the metrics. Default: percent.")
 @click.option("--transpose", is_flag=True, help="One row per OOD set and one column per method.")
 @click.option(
     "--group",
     default="access",
     show_default=True,
-    help="access: groups of methods that see the same data; trained: training-free and trained; none: one block. "
-    "Best and second are marked among methods that see the same data.",
+    help="access: group methods that see the same data; trained: training-free and trained methods; none: no groups. "
+    "The best and second-best numbers are marked among methods that see the same data.",
 )
-@click.option("--intervals", default="", help="half: ± half the width; range: [low, high].")
-@click.option("--seeds", is_flag=True, help="Mean ± standard deviation of results that differ in the seed only.")
-@click.option("--stream-parts", is_flag=True, help="Test-time adaptation: also the first 1,000 images, and the rest.")
+@click.option(
+    "--intervals", default="", help="Show confidence intervals: half as ± half the width, range as [low, high]."
+)
+@click.option(
+    "--seeds", is_flag=True, help="Show the mean ± standard deviation of results that differ only in the seed."
+)
+@click.option(
+    "--stream-parts", is_flag=True, help="Test-time adaptation: also show the first 1,000 images and the rest."
+)
 @click.option(
     "--tests/--no-tests",
     default=None,
-    help="Mark methods that do not differ significantly from the best. Default: tests; in the terminal, if quick.",
+    help="Mark methods that do not differ significantly from the best. Default: tests; in the terminal, only if quick.",
 )
 @click.option(
     "--with-figures/--no-figures",
     "with_figures",
     default=None,
-    help="HTML: with figures. Default: for up to 12 tables.",
+    help="HTML: add figures. Default: for up to 12 tables.",
 )
-@click.option("--bib", is_flag=True, help="BibTeX of the methods and datasets instead of the tables.")
+@click.option("--bib", is_flag=True, help="Print the BibTeX of the methods and datasets instead of the tables.")
 @click.option("--cite", is_flag=True, help="LaTeX: cite the keys that --bib writes.")
 @click.option(
-    "--compare", default="", help="`published`: published numbers next to measured ones, with the difference."
+    "--compare", default="", help="published: show published numbers next to measured ones, with the difference."
 )
 @click.option("--quote", "quotes", multiple=True, help="Add a published result, such as clipn:paper. Repeatable.")
 @click.option("--explain", nargs=2, metavar="METHOD OODSET", help="Show everything that one cell depends on.")
@@ -173,7 +192,7 @@ def report(
     if figures and not options["output"]:
         raise UserError("--format figures writes PNG and PDF files: name their folder with --output DIR")
     if data and not figures and (options["form"] != "html" or options["with_figures"] is False):
-        raise UserError("--data is where figures find their images: it goes with --format figures or --format html")
+        raise UserError("--data has the images for figures: use it with --format figures or --format html")
     if figures:
         _check_options_of_figures()
     table_options, output_options = _parse(options)
@@ -206,7 +225,7 @@ def report(
 
 
 def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
-    """Parse the options of the tables and of their format. Raise UserError for words that an option does not take."""
+    """Parse the options of the tables and of their format. Raise UserError for invalid values."""
     from oodbench.report.output import OutputOptions
 
     if options["group"] not in SECTIONS:
@@ -233,11 +252,11 @@ def _check_options_of_figures() -> None:
         if option.name not in used and context.get_parameter_source(option.name or "") == ParameterSource.COMMANDLINE
     ]
     if given:
-        raise UserError(f"--format figures draws figures and nothing else: run {', '.join(given)} by itself")
+        raise UserError(f"--format figures only draws figures; use {', '.join(given)} in a separate command")
 
 
 def _write_figures(gathered: LoadedResults, options: TableOptions, request: OutputOptions, data: Path | None) -> None:
-    """Write the figures of the tables of some methods and sets. Raise UserError if none of the given kinds exists."""
+    """Write the figures of the selected results. Raise UserError if none of the given kinds can be drawn."""
     from oodbench.report import tables
     from oodbench.report.figures.options import KINDS, NEEDS, FigureOptions, parse_width
     from oodbench.report.figures.write import write
@@ -255,12 +274,12 @@ def _write_figures(gathered: LoadedResults, options: TableOptions, request: Outp
 
 
 def _verify(results: Path, uri: str, options: TableOptions) -> int:
-    """Recompute the numbers of the results chosen. Return exit code 1 if one differs or cannot be recomputed."""
+    """Recompute the numbers of the selected results. Return exit code 1 if one differs or cannot be recomputed."""
     from oodbench.report.verify import verify
     from oodbench.results import rows
 
     if uri:
-        raise UserError("--verify reads the scores per image, which are in the results folder: leave --mlflow out")
+        raise UserError("--verify reads the scores per image, which are in the results folder: leave out --mlflow")
     if options.methods or options.encoders or options.ids:
         check_choice(options, [row for _, row in rows(results)])
     checks = list(verify(results, options.chooses))
@@ -272,6 +291,6 @@ def _verify(results: Path, uri: str, options: TableOptions) -> int:
         for problem in check.problems:
             click.echo(f"  {printable(problem)}")
     if not checks:
-        raise UserError(f"{results} holds no results; make some with: oodbench run --results {results}")
+        raise UserError(f"{results} has no results; create some with: oodbench run --results {results}")
     click.echo(f"{len(checks) - len(wrong)} of {len(checks)} results OK")
     return 1 if wrong else 0

@@ -66,17 +66,23 @@ if TYPE_CHECKING:
 @shared.TEMPLATES
 @shared.RESIZE
 @shared.CONFIG
-@click.option("--seed", type=Integers(), default="0", help="Several as in 0,1,2 give a result each.", show_default=True)
+@click.option(
+    "--seed",
+    type=Integers(),
+    default="0",
+    help="Random seed; several, such as 0,1,2, give one result each.",
+    show_default=True,
+)
 @shared.DEVICE
 @shared.PRECISION
 @shared.BATCH_SIZE
 @click.option(
     "--keep-patches",
     is_flag=True,
-    help="Store patch features in half precision, 200 or 300 KB an image for ViT-B-16, for methods that read them.",
+    help="Store patch features, which some methods read, in half precision: 200 or 300 KB per image for ViT-B-16.",
 )
 @shared.WORKERS
-@click.option("--limit", type=int, help="Use a subset of N images of each set, for a quick try.")
+@click.option("--limit", type=int, help="Use a subset of N images of each set, for a quick test.")
 @click.option(
     "--allow-partial", is_flag=True, help="Run on sets with fewer images than the catalogue counts; tables say so."
 )
@@ -102,9 +108,9 @@ if TYPE_CHECKING:
     help="Seeds that shuffle the test images; each gives a result.",
     show_default=True,
 )
-@click.option("--stream-batch", default=256, help="Test images that come at once.", show_default=True)
+@click.option("--stream-batch", default=256, help="Test images per batch of a stream.", show_default=True)
 @click.option(
-    "--stream-ratio", default="all", help="All test images of a pair, or ID:OOD as in 1:1.", show_default=True
+    "--stream-ratio", default="all", help="All test images of a pair, or a ratio ID:OOD such as 1:1.", show_default=True
 )
 @shared.WEIGHTS
 @shared.PLUGINS
@@ -121,7 +127,7 @@ if TYPE_CHECKING:
 @click.option(
     "--events",
     type=FOLDER,
-    help="Append what happens to this file as JSON lines. Default: with --ray, events.jsonl in --results.",
+    help="Append events to this file as JSON lines. Default: with --ray, events.jsonl in --results.",
 )
 @click.option(
     "--tracking-uri",
@@ -188,7 +194,7 @@ def run(
 
 
 def _next_steps(rows: Sequence[Result], results: Path, tracker: Tracker | None) -> list[str]:
-    """Return what shows the results of a run: the commands for a page and for LaTeX, and MLflow. [] without results."""
+    """Return commands that show the results of a run as a page, in LaTeX and in MLflow; [] without results."""
     if all(row.status == "failed" for row in rows):
         return []
     report = ["oodbench", "report", *(["--results", str(results)] if results != Path("results") else [])]
@@ -217,12 +223,12 @@ def _watching(plans: Sequence[Plan], events: Path | None) -> Iterator[Watch]:
 
 
 def _row_count(plan: Plan) -> int:
-    """Return the number of results of a plan: one per method, of a stream one per order and seed."""
+    """Return the number of results of a plan: one per method, and one per order and seed for streams."""
     return sum(len(plan.protocols) if job.is_stream else 1 for job in plan.rows)
 
 
 def plan_text(plan: Plan) -> str:
-    """Describe a plan for --dry-run. It looks up what is stored, and computes nothing but how long prompts take."""
+    """Describe a plan for --dry-run. Only stored entries are looked up, and the time per prompt is measured."""
     from oodbench.cli.listings import bytes_text
     from oodbench.errors import printable
     from oodbench.pipeline.evaluate import access_of
@@ -314,7 +320,7 @@ def _stream_lines(plan: Plan) -> list[str]:
 
 
 def _text_lines(plan: Plan, jobs: Sequence[tuple[Job, bool]]) -> list[str]:
-    """Describe the prompts that methods have to encode, and about how long that takes."""
+    """Describe the prompts that methods have to encode, and estimate the time."""
     from oodbench.pipeline.text_counts import WORTH_TIMING, seconds_per_prompt, text_counts
 
     counts = [count for count in text_counts(plan, jobs) if count.total]
@@ -327,8 +333,8 @@ def _text_lines(plan: Plan, jobs: Sequence[tuple[Job, bool]]) -> list[str]:
         parts = [f"{count.classes:,} prompts of class names"] if count.classes else []
         parts += [f"{count.others:,} other texts"] if count.others else []
         lines.append(f"  {count.label}: {' and '.join(parts)}{_estimate(count.total, seconds)}")
-    speed = f", at {1 / seconds:,.0f} a second on this machine" if seconds else ""
-    kept = "those that are stored are not encoded again, and all are kept for later runs with this encoder"
+    speed = f", at {1 / seconds:,.0f} per second on this machine" if seconds else ""
+    kept = "stored texts are not encoded again, and new ones are stored for later runs with this encoder"
     return [*lines, f"  at most {total:,} to encode{_estimate(total, seconds)}{speed}; {kept}"]
 
 
@@ -344,7 +350,7 @@ def _duration(seconds: float) -> str:
 
 
 def _placement_text(plan: Plan) -> str:
-    """Describe where a plan runs on Ray, "" for this process. Raise UserError if the cluster is absent or too small."""
+    """Describe where a plan runs on Ray; "" if in this process. Raise UserError for a missing or too small cluster."""
     from oodbench.cli.listings import bytes_text
     from oodbench.distributed import cluster
     from oodbench.distributed.payload import pack, remove_token
@@ -379,6 +385,6 @@ def _placement_text(plan: Plan) -> str:
 
 
 def _embedding_bytes(plan: Plan) -> int:
-    """Return the size of what the store keeps of one image."""
+    """Return the number of bytes that the store keeps per image."""
     card = plan.card
     return 4 * (card.embed_dim + (0 if card.activation == "embedding" else card.width))

@@ -42,13 +42,13 @@ Columns = list[list[Any]]
 )
 @click.argument("images", nargs=-1, required=True)
 @click.option("--method", help="One method: clipn, energy[scale=1], ...")
-@click.option("--id", "id_", default="", help="ID set or benchmark whose classes and training images are taken.")
+@click.option("--id", "id_", default="", help="ID set or benchmark with the class names and training images.")
 @shared.CLASSES
 @shared.CLEAN_NAMES
 @shared.DATA
 @click.option("--detector", type=FOLDER, help="Folder of a saved detector, instead of --method, --id and --classes.")
 @click.option(
-    "--threshold-from", help="ID images. Adds a decision, at the threshold that accepts --tpr of new ID images."
+    "--threshold-from", help="ID images. Add a decision at the threshold that accepts --tpr of new ID images."
 )
 @click.option(
     "--calibration",
@@ -59,7 +59,7 @@ Columns = list[list[Any]]
 @shared.SHOTS
 @shared.SHOT_SEED
 @click.option("--tpr", default=0.95, help="Fraction of new ID images to accept.", show_default=True)
-@click.option("--threshold", type=float, help="The threshold itself: images that score at least this are ID.")
+@click.option("--threshold", type=float, help="Threshold: images with at least this score are ID.")
 @click.option("-o", "--output", type=FOLDER, help="A .csv or .parquet file. Default: CSV on stdout.")
 @click.option("--save", type=FOLDER, help="Also save the detector in this folder.")
 @click.option(
@@ -69,7 +69,7 @@ Columns = list[list[Any]]
 @shared.SETTINGS
 @shared.TEMPLATES
 @shared.RESIZE
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, help="Random seed.", show_default=True)
 @shared.DEVICE
 @shared.PRECISION
 @shared.BATCH_SIZE
@@ -83,7 +83,7 @@ Columns = list[list[Any]]
 def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score your own images with one method.
 
-    IMAGES are a folder, files, or the name of a dataset. With a threshold, it is decided which images are ID.
+    IMAGES are a folder, files, or the name of a dataset. With a threshold, each image is classified as ID or OOD.
     """
     configure_logging(verbose)
     from oodbench.cli.progress import spinner
@@ -123,7 +123,7 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
 
 
 def _with_id_set(options: dict[str, Any], store: Store) -> dict[str, Any]:
-    """Return the options with class names, benchmark and calibration images of the ID set that --id names."""
+    """Add class names, benchmark and calibration images of --id to the options."""
     from oodbench.data import catalog
     from oodbench.data.calibration import draw, draw_labelled, load_split
     from oodbench.data.load import LoadOptions, class_names_of, load_images, notes
@@ -154,7 +154,7 @@ def _with_id_set(options: dict[str, Any], store: Store) -> dict[str, Any]:
 
 
 def _draw_request(options: dict[str, Any]) -> RunRequest:
-    """Return the request of a run with the options on how calibration images are drawn."""
+    """Return a request with the options that determine how calibration images are drawn."""
     from oodbench.pipeline.request import check_draw, request_from
 
     request = request_from(**{name: options[name] for name in ("seed", "calibration_limit", "shots", "shot_seed")})
@@ -214,11 +214,11 @@ def _check_thresholds(options: dict[str, Any]) -> None:
     from oodbench.detector.engine import finite
 
     if options["threshold"] is not None and options["threshold_from"]:
-        raise UserError("--threshold-from and --threshold are two thresholds; give one")
+        raise UserError("give --threshold-from or --threshold, not both")
     if options["threshold"] is not None and not finite(options["threshold"]):
-        raise UserError(f"--threshold {options['threshold']}: a finite number is needed")
+        raise UserError(f"--threshold {options['threshold']} is not a finite number")
     if _is_given("tpr") and not options["threshold_from"] and not options["detector"]:
-        raise UserError("--tpr is the fraction of new ID images that --threshold-from DIR accepts; give that, too")
+        raise UserError("--tpr is the fraction of new ID images to accept; it needs ID images: --threshold-from DIR")
 
 
 def _is_given(name: str) -> bool:
@@ -260,7 +260,7 @@ class ScoreSummary:
 
     images    number of images in the table
     accepted  how many of them are in-distribution
-    skipped   why images could not be read, one text for each
+    skipped   one reason for each image that could not be read
     least     smallest score
     most      largest score
     """
@@ -284,8 +284,8 @@ def write_scores(
 ) -> ScoreSummary:
     """Write the columns image, score, class, and with a threshold decision ("id" or "ood"). Path None: CSV on stdout.
 
-    The file appears when it is complete. Images that could not be read are skipped. `csv_text` makes the texts of a CSV
-    safe for spreadsheets; parquet has them unchanged, except that bytes of file names that are not UTF-8 are escaped.
+    The file is written atomically. Images that could not be read are skipped. Texts in CSV are made safe for
+    spreadsheets (`csv_text`); in parquet they are unchanged, except that bytes that are not UTF-8 are escaped.
     """
     import numpy as np
 
@@ -313,7 +313,7 @@ def write_scores(
 
 @contextmanager
 def _open_table(path: Path | None, names: list[str]) -> Iterator[Callable[[Columns], None]]:
-    """Give a function that appends columns to the table."""
+    """Yield a function that appends columns to the table."""
     if path is None:
         try:
             yield _csv_appender(sys.stdout, names)

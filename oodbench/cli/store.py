@@ -38,7 +38,7 @@ def store_gc(store: Path | None, max_size: str | None, unused_days: float | None
     from oodbench.storage.store import Store, default_root
 
     if max_size is None and unused_days is None:
-        raise UserError("say what to keep: --max-size 20GB, or --unused-days 30")
+        raise UserError("give a limit: --max-size 20GB, or --unused-days 30")
     limit = None if max_size is None else listings.parse_bytes(max_size)
     removed = Store(store or default_root()).collect(limit, unused_days, dry=dry_run)
     verb = "would remove" if dry_run else "removed"

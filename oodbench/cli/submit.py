@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # What a submitter states: option, the question in a terminal, and an example for the command to paste.
 _ASKED = {
     "handle": ("Handle, the name of your folder in the leaderboard", "jane"),
-    "who": ("Who submits, and where you work", "Jane Doe, University of X"),
+    "who": ("Names and affiliations", "Jane Doe, University of X"),
     "paper": ("Paper: URL, DOI, arXiv number, or none", "2401.00001"),
     "code": ("Code: URL", "https://github.com/OWNER/NAME"),
     "licence": ("Licence of the submitted scores", "CC-BY-4.0"),
@@ -45,18 +45,16 @@ _ASKED = {
 @click.option("--id", "ids", default="", type=Names(set_names), help="Benchmarks or ID sets to submit. Default: all.")
 @click.option("--encoder", "encoders", default="", type=EncoderNames(), help="Encoders to submit. Default: all.")
 @click.option("--handle", default="", help="Your folder in the leaderboard, such as the name of your account.")
-@click.option("--who", default="", help="Names, and where they work.")
+@click.option("--who", default="", help="Names and affiliations.")
 @click.option("--paper", default="", help="URL, DOI or arXiv number of the method's paper, or none.")
 @click.option("--code", default="", help="URL of the code that computed the scores.")
 @click.option("--licence", "--license", default="", help="Licence of the submitted files: CC-BY-4.0.")
-@click.option("--hardware", default="", help="What the scores were computed on: '1x A100 80 GB'.")
-@click.option(
-    "--not-tuned-on-test-data", is_flag=True, help="State that no hyper-parameter was chosen by numbers of test sets."
-)
+@click.option("--hardware", default="", help="Hardware that computed the scores: '1x A100 80 GB'.")
+@click.option("--not-tuned-on-test-data", is_flag=True, help="State that no hyper-parameter was tuned on test sets.")
 @shared.PLUGINS
 @click.option("-o", "--output", type=FOLDER, default="submissions", show_default=True, help="Folder of submissions.")
-@click.option("--replace", is_flag=True, help="Write submissions anew that exist already.")
-@click.option("--check", "checked", type=FOLDER, help="Check the submissions below this folder instead.")
+@click.option("--replace", is_flag=True, help="Replace existing submissions.")
+@click.option("--check", "checked", type=FOLDER, help="Check the submissions in this folder instead.")
 @click.option("--workflow", is_flag=True, help="Print a GitHub workflow that checks submissions and builds the page.")
 @shared.VERBOSE
 def submit(
@@ -71,13 +69,13 @@ def submit(
 ) -> None:
     """Check results and write them as submissions to a leaderboard.
 
-    RESULTS are folders of results, or result files. Every number is computed again from the scores per image; what is
-    wrong with any result is listed, and then nothing is written. docs/submitting.md says what is asked for and why.
+    RESULTS are folders of results, or result files. Every number is recomputed from the scores per image. If a result
+    has a problem, all problems are listed and nothing is written. docs/submitting.md explains the requirements.
     """
     configure_logging(verbose)
     if bool(results) + (checked is not None) + workflow != 1:
         raise UserError(
-            "name the results to submit, or --check FOLDER, or --workflow: one of them, such as\n"
+            "give one of: results to submit, --check FOLDER, --workflow; such as\n"
             "  oodbench submit results --handle jane"
         )
     if workflow:
@@ -97,7 +95,7 @@ def submit(
         **{name: options[name] or _asked(name, question) for name, (question, _) in _ASKED.items()},
         tuned_on_test_data=not (
             options["not_tuned_on_test_data"]
-            or click.confirm("No hyper-parameter was chosen by numbers of the test sets?")
+            or click.confirm("Do you state that no hyper-parameter was tuned on test sets?")
         ),
     )
     written = submission.write(statement, found, expand(output), replace=replace)
@@ -109,7 +107,7 @@ def submit(
 
 
 def _asked(name: str, question: str) -> str:
-    """Ask a question in the terminal until the answer has the form that is wanted."""
+    """Ask a question in the terminal until the answer is valid."""
     from oodbench.report.submission import problem
 
     def checked(text: str) -> str:
@@ -131,7 +129,7 @@ def _complete(results: Sequence[Path], options: dict[str, Any]) -> None:
 
 
 def _other_options() -> Iterator[str]:
-    """Yield the options of this call as words, without those that state something."""
+    """Yield the given options as command-line words, except those in _ASKED."""
     context = click.get_current_context()
     for param in context.command.params:
         name = param.name or ""
@@ -144,7 +142,7 @@ def _other_options() -> Iterator[str]:
 
 
 def _chosen(results: Sequence[Path], options: dict[str, Any]) -> list[tuple[Path, Result]]:
-    """Return the results that were named and chosen. Raise UserError for damaged files, and for choices without any."""
+    """Return the selected results. Raise UserError for damaged files, and for selections without results."""
     from oodbench.method.parameters import parse_names, split
     from oodbench.results import read, row_files
 
@@ -169,13 +167,13 @@ def _chosen(results: Sequence[Path], options: dict[str, Any]) -> list[tuple[Path
 
 
 def _names(row: Result) -> dict[str, set[str]]:
-    """Return the names by which a result is chosen, by option."""
+    """Return, for each option, the names that select a result."""
     encoder = str(row.encoder.get("name"))
     return {"methods": {row.method, row.label}, "id": {row.benchmark, row.id.dataset}, "encoder": {encoder}}
 
 
 def _problems(found: Sequence[tuple[Path, Result]], plugins: Sequence[Path]) -> Iterator[str]:
-    """Yield what keeps results off a leaderboard, each with its file."""
+    """Yield the problems that exclude results from a leaderboard, each with its file."""
     from oodbench.cli.progress import spinner
     from oodbench.report import eligibility
 
@@ -186,7 +184,7 @@ def _problems(found: Sequence[tuple[Path, Result]], plugins: Sequence[Path]) -> 
 
 
 def _contract_problems(rows: Sequence[Result], plugins: Sequence[Path]) -> Iterator[str]:
-    """Yield the methods that break the contract, or cannot be tried; our own tests try the built-in ones."""
+    """Yield methods that break the contract or cannot be checked; built-in methods are checked by the test suite."""
     from oodbench.method import registry
 
     known = registry.methods(plugins)
@@ -194,11 +192,11 @@ def _contract_problems(rows: Sequence[Result], plugins: Sequence[Path]) -> Itera
     for name, source in sources.items():
         info = known.get(name)
         if info is None:
-            yield f"{name}: no such method is installed; its contract is checked with its file: --plugin {name}.py"
+            yield f"{name} is not installed; give its file, so that its contract is checked: --plugin {name}.py"
         elif info.origin == "built-in":
             continue
         elif info.source != source:
-            yield f"{name}: {info.path} is not the source that its result was computed with: run it again"
+            yield f"{name}: {info.path} is not the source that computed its result: run it again"
         else:
             from oodbench.pipeline.contract import run_checks
 
@@ -212,7 +210,7 @@ def _check(root: Path) -> int:
 
     checks = list(submission.check(root))
     if not checks:
-        raise UserError(f"{root} holds no submissions; make some with: oodbench submit results --handle NAME")
+        raise UserError(f"{root} has no submissions; create some with: oodbench submit results --handle NAME")
     for one in checks:
         label = f"{one.label}: " if one.label else ""
         say(f"{one.folder}: {label}{'FAILS' if one.problems else 'OK'}")

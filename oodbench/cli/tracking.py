@@ -1,4 +1,4 @@
-"""oodbench sync and oodbench register: results and models to MLflow."""
+"""oodbench sync and oodbench register: send results and models to MLflow."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ def sync(results: Path, tracking_uri: str | None) -> None:
     epilog=examples("oodbench register detector --name pets-detector"),
 )
 @click.argument("path", type=FOLDER)
-@click.option("--name", required=True, help="Name in the model registry; a known name gets a new version.")
+@click.option("--name", required=True, help="Name in the model registry; an existing name gets a new version.")
 @click.option("--classes", default="", help="With weights: class names that predict() uses by default.")
-@click.option("--encoder", default="", help="The encoder with the file of its weights, if that was moved.")
+@click.option("--encoder", default="", help="Encoder with its file of weights, if the file was moved.")
 @shared.RESULTS
 @shared.TRACKING_URI
 @shared.VERBOSE
 def register(
     path: Path, name: str, classes: str, encoder: str, results: Path, tracking_uri: str | None, verbose: bool
 ) -> None:
-    """Put a detector or weights into MLflow's registry.
+    """Register a detector or weights in MLflow's model registry.
 
     PATH is a saved detector, or a file of trained weights.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from oodbench.training.plan import TrainRequest
     from oodbench.training.train import Ready, TrainOutcome, TrainWatch
 
-SKIPPED_SHOWN = 5  # pairs or shards that are named one by one
+SKIPPED_SHOWN = 5  # skipped pairs or shards that are listed
 
 
 @click.command(
@@ -55,57 +55,63 @@ SKIPPED_SHOWN = 5  # pairs or shards that are named one by one
     help="Few-shot methods learn from training images of this ID set or benchmark. Default: glyphs.",
 )
 @click.option(
-    "--shots", type=shared.Integers(), default=(), help="Images of each class, as 16 or 1,2,4,8,16. Default: 16."
+    "--shots", type=shared.Integers(), default=(), help="Images per class, such as 16 or 1,2,4,8,16. Default: 16."
 )
 @click.option(
     "--calibration",
     type=Names(set_names, several=False),
     default="",
-    help="Other training images than those of the ID set, as --id.",
+    help="Training images instead of those of the ID set, in the form of --id.",
 )
 @shared.CLASSES
 @shared.CLEAN_NAMES
 @click.option("--allow-partial", is_flag=True, help="Draw from sets with fewer images than the catalogue counts.")
 @click.option(
-    "--crops", type=int, help="Store so many random crops of each labelled image; every epoch reads the next."
+    "--crops", type=int, help="Store this many random crops of each labelled image; every epoch reads the next."
 )
 @click.option(
-    "--data", type=FOLDER, help="Folder of the datasets; for a CSV, that of its paths. Default: that of the CSV."
+    "--data", type=FOLDER, help="Folder of the datasets; for a CSV, of its paths. Default: the folder of the CSV."
 )
 @click.option(
     "-o",
     "--output",
     type=FOLDER,
-    help="File of weights, or for few-shot methods its folder. Default: weights/METHOD-ENCODER[-K16-S0].safetensors.",
+    help="File of weights; for few-shot methods, their folder. Default: weights/METHOD-ENCODER[-K16-S0].safetensors.",
 )
 @shared.SETTINGS
 @shared.CONFIG
-@click.option("--epochs", type=int, help="Passes over the data. Default here and below: the method's own.")
+@click.option(
+    "--epochs", type=int, help="Passes over the data. Default of this and other training options: the method's."
+)
 @click.option("--steps", type=int, help="Length of the schedule in steps, instead of --epochs.")
-@click.option("--batch-size", type=int, help="Pairs in one step, over all processes; the loss compares all of them.")
-@click.option("--chunk", default=256, help="Pairs computed at once; fewer need less memory.", show_default=True)
-@click.option("--lr", type=float, help="Highest learning rate.")
-@click.option("--betas", help="Of AdamW: 0.9,0.98.")
-@click.option("--eps", type=float, help="Of AdamW.")
-@click.option("--weight-decay", type=float, help="Of AdamW or SGD.")
-@click.option("--warmup", type=int, help="Steps until the highest learning rate.")
+@click.option("--batch-size", type=int, help="Pairs per step over all processes; the loss compares all of them.")
+@click.option("--chunk", default=256, help="Pairs per forward pass; fewer need less memory.", show_default=True)
+@click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--betas", help="Betas of AdamW: 0.9,0.98.")
+@click.option("--eps", type=float, help="Epsilon of AdamW.")
+@click.option("--weight-decay", type=float, help="Weight decay of AdamW or SGD.")
+@click.option("--warmup", type=int, help="Warm-up steps until the peak learning rate.")
 @click.option(
     "--seed",
     type=shared.Integers(),
     default="0",
-    help="Of all draws; several, as in 1,2,3, for few-shot methods.",
+    help="Random seed; few-shot methods take several, such as 1,2,3.",
     show_default=True,
 )
 @shared.DEVICE
 @click.option(
-    "--precision", type=OneOf("fp32", "bf16", "fp16"), default="fp32", help="Mixed if not fp32.", show_default=True
+    "--precision",
+    type=OneOf("fp32", "bf16", "fp16"),
+    default="fp32",
+    help="Mixed precision if not fp32.",
+    show_default=True,
 )
-@click.option("--augment", is_flag=True, help="Encode random crops at every step, as the releases do.")
+@click.option("--augment", is_flag=True, help="Encode random crops at every step, as released code does.")
 @click.option(
     "--on-error",
     type=OneOf("stop", "skip"),
     default="stop",
-    help="What an unreadable pair does.",
+    help="Stop at an unreadable pair, or skip it.",
     show_default=True,
 )
 @click.option("--checkpoint-every", default=500, help="Steps between checkpoints.", show_default=True)
@@ -152,8 +158,8 @@ def train(
 
     plain = TrainRequest(out=output, batch=batch_size, betas=_numbers(betas), id=id_, **options)
     requests = expand_requests(plain, shots, seed)
-    if len(requests) > 1:  # what is wrong is said before the first training
-        for choose in (max, min):  # so many images may not be there, so few may be too few for the warm-up
+    if len(requests) > 1:  # problems are reported before the first training
+        for choose in (max, min):  # the most shots may not exist, the fewest may be too few for the warm-up
             make_plan(choose(requests, key=lambda one: one.shots or SHOTS))
     outcomes = []
     for request in requests:
@@ -170,7 +176,7 @@ def train(
 
 
 def _train_one(request: TrainRequest, tracking_uri: str | None, ray: str, num_workers: int) -> TrainOutcome:
-    """Carry out one training, here or on Ray; end the command if its loss is not finite."""
+    """Train once, in this process or on Ray; end the command if the loss is not finite."""
     from oodbench.errors import Diverged
     from oodbench.training.plan import build_method, command, find_job, optimiser_settings
 
@@ -189,7 +195,7 @@ def _train_one(request: TrainRequest, tracking_uri: str | None, ray: str, num_wo
         lr = float(f"{optimiser_settings(request, build_method(find_job(request))).lr / 10:.3g}")
         full = "; or --precision fp32" if request.compute != "fp32" else ""
         again = command(request, restart=True, lr=lr)
-        print_errors(f"{error}; the last good checkpoint stays; try --restart with a lower --lr: {again}{full}")
+        print_errors(f"{error}; the last good checkpoint is kept; try --restart with a lower --lr: {again}{full}")
         sys.exit(1)
 
 
@@ -236,11 +242,11 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} are not numbers, as 0.9,0.98 are", param_hint="--betas") from error
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0.9,0.98", param_hint="--betas") from error
 
 
 def _print_ready(ready: Ready, request: TrainRequest) -> None:
-    """Print what is trained, on what, and from which step."""
+    """Print the method, its data and the first step of a training."""
     from oodbench.data.loaders.layout import same_prompt_remarks
     from oodbench.encoder.card import EMBEDDED
     from oodbench.training.plan import optimiser_settings
@@ -281,7 +287,7 @@ def _print_outcome(outcome: TrainOutcome, request: TrainRequest) -> None:
     if outcome.done < outcome.steps:
         note(f"stopped by --max-steps after step {outcome.done:,} of {outcome.steps:,}")
     elif not outcome.made:
-        note(f"already finished: all {outcome.steps:,} steps are made (--restart trains again)")
+        note(f"already finished: all {outcome.steps:,} steps are done (--restart trains again)")
     for name, value in outcome.terms.items():
         note(f"{name} {value:.4f}")
 

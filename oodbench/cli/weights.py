@@ -23,7 +23,7 @@ from oodbench.cli.output import check_output, say
 @click.option(
     "-o", "--output", type=FOLDER, help="Write the weights in the layout of the method's released code to this file."
 )
-@click.option("--encoder", default="", help="With --output: the encoder that they were trained for, as in run.")
+@click.option("--encoder", default="", help="With --output: the encoder that they were trained for, as for run.")
 @shared.PLUGINS
 def weights(file: Path, output: Path | None, encoder: str, plugins: tuple[Path, ...]) -> None:
     """Show how weights were trained, or convert them.

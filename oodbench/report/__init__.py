@@ -1,7 +1,7 @@
 """Reports: results as tables in LaTeX, Markdown, CSV, HTML and the terminal, and as figures. Imports nothing heavy.
 
 The package can be called: `oodbench.report("results")` is the function `oodbench.report.api.report`. A function of this
-name in oodbench/__init__.py would be replaced by the package when that is imported.
+name in oodbench/__init__.py would be replaced when this package is imported.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""oodbench.report() in Python: the report of a results folder, as text, tables of a notebook, files and figures."""
+"""oodbench.report() in Python: the report of a results folder as text, notebook tables, files and figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Texts = str | Sequence[str]
 
 
 class ReportOptions(TypedDict, total=False):
-    """What oodbench.report() takes besides `results`: the options of `oodbench report`, with underscores."""
+    """Options of oodbench.report(): those of `oodbench report`, with underscores."""
 
     methods: Texts
     ood: Texts
@@ -53,7 +53,7 @@ class ReportOptions(TypedDict, total=False):
 
 _SPELLED = {"ood": "sets", "encoder": "encoders", "id": "ids", "quote": "quotes"}  # option -> field
 _OF_TABLES = frozenset(f.name for f in dataclasses.fields(TableOptions))
-_ALONE = {  # options of some formats: others pass over them, unless they are given to the method of that format
+_ALONE = {  # options of some formats, which other formats ignore if they were given to `report`
     **dict.fromkeys(("standalone", "caption", "label", "cite"), ("latex",)),
     "long": ("csv", "parquet"),
     **dict.fromkeys(("compare", "transpose", "stream_parts"), ("terminal", "latex", "markdown")),
@@ -86,7 +86,7 @@ def report(
         `figures` and `save` take the same options, which replace those given here.
 
     Raises:
-        UserError  for a folder without results, unknown options and bad values, with all problems at once
+        UserError  for a folder without results, unknown options and bad values; it lists all problems
     """
     return Report(gather(Path(results), mlflow, experiment), None if mlflow else Path(results), options)
 
@@ -95,7 +95,7 @@ def gather(results: Path, uri: str, experiment: str) -> LoadedResults:
     """Read the results of a folder, or of an MLflow store. Raise UserError if there are none."""
     if not uri:
         if experiment:
-            raise UserError("--experiment names one of an MLflow store: give its address with --mlflow URI")
+            raise UserError("--experiment selects an experiment in MLflow: give the address with --mlflow URI")
         return from_folder(results)
     from oodbench.tracking import Tracker
     from oodbench.tracking.reader import collect
@@ -104,9 +104,9 @@ def gather(results: Path, uri: str, experiment: str) -> LoadedResults:
 
 
 class Report:
-    """The report of results that were read once: tables, in the formats of `oodbench report`.
+    """The report of some results: tables, in the formats of `oodbench report`. Files are read only once.
 
-    In a notebook it shows its tables, with the best number of each column in bold and the second underlined.
+    A notebook shows the tables, with the best number of each column in bold and the second underlined.
 
     Arguments:
         found    the results
@@ -142,7 +142,7 @@ class Report:
             options  options of `oodbench.report`
 
         Returns:
-            A DataFrame; metrics are fractions, and what is not known is missing.
+            A DataFrame; metrics are fractions, and unknown values are missing.
         """
         import pandas as pd
 
@@ -169,7 +169,7 @@ class Report:
         Arguments:
             path     NAME.html (a page with figures and the provenance of every number), .tex, .md, .csv, .parquet or
                      .txt
-            data     of a page: folder of the datasets, whose images figures show
+            data     for a page: folder of the datasets with the images for its figures
             options  options of `oodbench.report`
 
         Returns:
@@ -180,7 +180,7 @@ class Report:
         """
         path = Path(path)
         if path.suffix not in _SUFFIXES:
-            raise UserError(f"cannot save {path.name}: its suffix is none of {', '.join(_SUFFIXES)}")
+            raise UserError(f"cannot save {path.name}: its suffix must be one of {', '.join(_SUFFIXES)}")
         from oodbench.report.html import FigureSource, render
 
         tables, table_options, request = self._build(_SUFFIXES[path.suffix], options, path)
@@ -201,8 +201,8 @@ class Report:
         Arguments:
             kinds    some of the kinds that the option `--kind` takes, such as "roc,overview", in this order; () for all
             width    for a paper: "column", "page", inches, or a length such as "84mm"; "" for screens
-            data     folder of the datasets, which the figures of mistakes read
-            options  options of `oodbench.report` that choose results: methods, ood, encoder, id, sort, top
+            data     folder of the datasets, for the figures of mistakes
+            options  options of `oodbench.report` that select results: methods, ood, encoder, id, sort, top
 
         Raises:
             UserError  for an unknown kind or width
@@ -225,7 +225,7 @@ class Report:
     def _build(
         self, form: str, options: Mapping[str, Any], output: Path | None = None
     ) -> tuple[list[Table], TableOptions, OutputOptions]:
-        """Return the tables of a format with its options. Raise UserError with all problems of these."""
+        """Return the tables of a format, and its options. Raise UserError with all problems of the options."""
         kept = {name: value for name, value in self._given.items() if form in _ALONE.get(name, (form,))}
         given: dict[str, Any] = {**kept, **options}
         known = list(ReportOptions.__annotations__)

@@ -1,4 +1,4 @@
-"""Differences between results of the same method, from two machines or versions: which numbers, and in which facts."""
+"""Differences in numbers and facts between results of the same method, from two machines or versions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from oodbench.errors import UserError
 from oodbench.report.tables.access import part
 from oodbench.results import METRICS, Result, SetRow, flatten, read, rows
 
-# Parts of a result that are facts, those that explain a difference most often first; image lists follow the classes.
+# Parts of a result that are facts, the most frequent causes of a difference first; image lists follow the classes.
 _BEFORE = ("weights", "encoder", "parameters", "templates", "classes")
 _AFTER = ("files", "conventions", "run", "stream", "uncertainty", "access", "versions")
 _ORDER = ("status", "error", "method", "benchmark", *_BEFORE, "images", "method's source", *_AFTER, "commit")
 _SHORT = 12  # digits of a digest
-_MANY = 3  # facts of one part that one side does not state are shown by themselves up to here
+_MANY = 3  # up to this many facts of one part that one side lacks are listed one by one
 ID = "ID"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number in which two results differ; None on the side that does not have it.
+    """A number in which two results differ; None for the result that lacks it.
 
     place  the OOD set, or `ID` for the ID side
     name   `auroc`, `auroc low` (end of the interval), `n`, `accuracy`, ...
@@ -39,12 +39,12 @@ class Cell:
 
     @property
     def difference(self) -> float:
-        """Return b - a, NaN if one has no such number."""
+        """Return b - a, NaN if one of the two is missing."""
         return self.b - self.a if self.a is not None and self.b is not None else math.nan
 
     @property
     def is_bound(self) -> bool:
-        """Return whether this is an end of an interval; these follow the other numbers."""
+        """Return whether this is an end of an interval, which follows the other numbers."""
         return self.name.endswith((" low", " high"))
 
     @property
@@ -55,7 +55,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Fact:
-    """A fact in which two results differ; "" on the side that does not state it."""
+    """A fact in which two results differ; "" for the result that does not state it."""
 
     name: str
     a: str
@@ -64,7 +64,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two results and their differences; `cells` counts the numbers that both or one of them have."""
+    """Two results and their differences; `cells` counts the numbers that at least one of them has."""
 
     paths: tuple[Path, Path]
     a: Result
@@ -75,13 +75,13 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """Return `mcm, glyphs, ViT-B-16/openai`; of results that are not of the same kind, both names."""
+        """Return `mcm, glyphs, ViT-B-16/openai`, or both names if they differ."""
         names = [f"{row.label}, {row.benchmark}, {row.encoder.get('name', 'unknown')}" for row in (self.a, self.b)]
         return names[0] if names[0] == names[1] else " against ".join(names)
 
     @property
     def worst(self) -> float:
-        """Return the greatest difference of a metric, a fraction; infinite where one side lacks a number."""
+        """Return the largest difference in a metric, as a fraction; infinity if one result lacks a metric."""
         return max((cell.rank for cell in self.differing if cell.name in (*METRICS, "accuracy")), default=0.0)
 
 
@@ -102,7 +102,7 @@ class Diff:
 def diff(a: Path, b: Path) -> Diff:
     """Compare two result files, or the results of two folders that have the same benchmark, label and encoder.
 
-    Raises UserError for what is neither, a folder without results, and a file that is compared with a folder.
+    Raises UserError for other files, for a folder without results, and for a file compared with a folder.
     """
     if a.is_dir() != b.is_dir():
         folder, file = (a, b) if a.is_dir() else (b, a)
@@ -111,7 +111,7 @@ def diff(a: Path, b: Path) -> Diff:
         return Diff((compare((a, read(a)), (b, read(b))),))
     found = [list(rows(folder)) for folder in (a, b)]
     if empty := next((folder for folder, own in zip((a, b), found, strict=True) if not own), None):
-        raise UserError(f"{empty} holds no results; make some with: oodbench run --results {empty}")
+        raise UserError(f"{empty} has no results; create some with: oodbench run --results {empty}")
     keyed = [_by_kind(own) for own in found]
     pairs: list[Pair] = []
     alone: tuple[list[Path], list[Path]] = [], []
@@ -142,7 +142,7 @@ def _by_kind(found: Sequence[Located]) -> dict[tuple[str, ...], list[Located]]:
 
 
 def _paired(a: Sequence[Located], b: Sequence[Located]) -> Iterator[tuple[Located | None, Located | None]]:
-    """Pair results of one kind; of several, those that differ in the fewest facts. None: there is none left."""
+    """Pair results of one kind, those with the fewest differing facts first; None for a result without a partner."""
     left, right = list(a), list(b)
     while left and right:
         choices = (
@@ -206,7 +206,7 @@ def _facts_that_differ(a: Result, b: Result) -> list[Fact]:
 
 
 def _facts(row: Result) -> dict[str, str]:
-    """Return what the numbers of a result depend on, and who computed them, by name."""
+    """Return the facts that the numbers of a result depend on, and the commit, by name."""
     lists = {row.id.dataset: row.id.list_digest, **{s.dataset: s.list_digest for s in row.ood}}
     head = {"status": row.status, "error": row.error or "", "method": row.label, "benchmark": row.benchmark}
     parts: dict[str, Any] = {name: part(row, name) for name in _BEFORE}
@@ -223,7 +223,7 @@ def _text(value: Any) -> str:
 
 
 def summary(facts: Sequence[Fact]) -> Iterator[Fact]:
-    """Yield facts in short: digests by their first digits, and many facts of a part that one side lacks as a number."""
+    """Yield shortened facts: the first digits of digests, and a count if one side lacks many facts of a part."""
     for part_name, members in groupby(facts, key=lambda fact: fact.name.rpartition(".")[0].partition(".")[0]):
         found = list(members)
         for side, other in (("a", "b"), ("b", "a")):

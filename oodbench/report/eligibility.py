@@ -1,4 +1,4 @@
-"""Whether a result may stand on a leaderboard: complete, of a declared benchmark's images, and by committed code."""
+"""Checks of results for a leaderboard: complete, on the images of a declared benchmark, by committed code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNKNOWN = "unknown"
 
 
 def problems(path: Path, row: Result) -> list[str]:
-    """Return what keeps a result off a leaderboard; its numbers are recomputed from the scores beside its file."""
+    """Return the problems that exclude a result; its numbers are recomputed from the scores next to its file."""
     if row.status != "ok":
         return [f"it failed ({row.error}): run it again, or leave it out"]
     try:
@@ -28,14 +28,14 @@ def problems(path: Path, row: Result) -> list[str]:
         return [*found, *(wrong or _other_lists(row, path.with_suffix(".parquet")))]
     except UserError as error:
         return [*error.problems]
-    except (LookupError, TypeError, AttributeError, ValueError) as error:  # a file of somebody else may hold anything
-        return [f"its content is not such as oodbench writes it: {type(error).__name__}: {error}"]
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # a submitted file may contain anything
+        return [f"its content does not have the form that oodbench writes: {type(error).__name__}: {error}"]
 
 
 def _incomplete(row: Result) -> Iterator[str]:
-    """Yield what a result lacks: images, or who computed scores that were imported."""
+    """Yield missing parts of a result: images, or the author of imported scores."""
     if row.run.get("limit") is not None:
-        yield f"it was run with --limit {row.run['limit']}: run it again without"
+        yield f"it was run with --limit {row.run['limit']}: run it again without --limit"
     for one in _sets(row):
         if one.skipped:
             yield f"{one.dataset}: {one.skipped} images could not be read and were skipped"
@@ -48,24 +48,24 @@ def _incomplete(row: Result) -> Iterator[str]:
 
 
 def _uncommitted(row: Result) -> Iterator[str]:
-    """Yield why the code that computed a result cannot be looked up."""
+    """Yield reasons why the code that computed a result cannot be looked up."""
     commits = {row.commit: "the result"}
     for stamp in row.run.get("extracted", ()):
         commits.setdefault(stamp.get("commit"), "its embeddings")
     for commit, what in commits.items():
         if not commit:
-            yield f"no commit of oodbench is known of {what}: run it in a clone (git clone, pip install -e .)"
+            yield f"the commit of oodbench for {what} is unknown: run it in a clone (git clone, pip install -e .)"
         elif commit.endswith("-dirty"):
             yield (
-                f"the code of {what} had changes that were not committed ({commit[:12]}-dirty): commit them, and run "
-                "it again with an empty --store"
+                f"the code of {what} had uncommitted changes ({commit[:12]}-dirty): commit them, and run it again with "
+                "an empty --store"
             )
         elif not _COMMIT.fullmatch(commit):
             yield f"the commit of {what} is {commit[:40]!r}, not 40 hexadecimal digits"
 
 
 def _off_protocol(row: Result) -> Iterator[str]:
-    """Yield how the sets of a result differ from those of its benchmark in the catalogue: names, groups, counts."""
+    """Yield differences between a result's sets and its benchmark in the catalogue: names, groups, counts."""
     known = catalog.benchmarks()
     if row.benchmark not in known:
         yield f"its benchmark '{row.benchmark}' is not declared{did_you_mean(row.benchmark, known)}"
@@ -78,7 +78,7 @@ def _off_protocol(row: Result) -> Iterator[str]:
     found: dict[str, tuple[str, IdRow | SetRow]] = {row.id.dataset: ("", row.id)}
     found |= {one.dataset: (one.group, one) for one in row.ood}
     theirs = {one.name: (group, one) for one, group in wanted if one}
-    for title, names in (("lacks", theirs.keys() - found.keys()), ("has besides", found.keys() - theirs.keys())):
+    for title, names in (("lacks", theirs.keys() - found.keys()), ("also has", found.keys() - theirs.keys())):
         if names:
             yield f"{row.benchmark}: the result {title} {', '.join(sorted(names))}"
     if row.id.dataset != declared.id and row.id.dataset in theirs:
@@ -86,20 +86,20 @@ def _off_protocol(row: Result) -> Iterator[str]:
     for name in theirs.keys() & found.keys():
         (group, one), (expected_group, dataset) = found[name], theirs[name]
         if group != expected_group:
-            yield f"{name}: it is in the group '{group}', in the catalogue in '{expected_group}'"
+            yield f"{name}: its group is '{group}', but '{expected_group}' in the catalogue"
         if dataset.count not in (None, one.n) and row.stream.get("ratio", "all") == "all":
-            yield f"{name}: {one.n:,} images, the catalogue counts {dataset.count:,}"
+            yield f"{name}: {one.n:,} images, but {dataset.count:,} in the catalogue"
 
 
 def _other_lists(row: Result, scores: Path) -> Iterator[str]:
-    """Yield the sets whose images are not those of the catalogue, as far as it states them.
+    """Yield the sets whose image lists differ from the known ones.
 
-    It states the list of sets that are read by a list, and this project's own results that of the embedded benchmark.
+    The catalogue has the lists of sets that are read by a list; this project's own results have those of glyphs.
     """
     drawn = _drawn()
     for one in _sets(row):
         if one.dataset in drawn and one.list_digest not in ("", drawn[one.dataset]):
-            yield f"{one.dataset}: its images are not those that oodbench draws (list {one.list_digest[:12]})"
+            yield f"{one.dataset}: its images are not those that oodbench renders (list {one.list_digest[:12]})"
     listed = [one.dataset for one in _sets(row) if one.list_digest and catalog.is_reference(one.dataset)]
     sets = {name: catalog.dataset(name) for name in listed}
     digests = {name: d.digest for name, d in sets.items() if d.loader == "list" and d.digest != catalog.UNKNOWN}
@@ -113,7 +113,7 @@ def _other_lists(row: Result, scores: Path) -> Iterator[str]:
         pairs = zip(columns["name"][mask], columns["label"][mask], strict=True)
         lines = "".join(f"{image} {label}\n" for image, label in pairs)
         if hashlib.sha256(lines.encode()).hexdigest() != expected:
-            yield f"{name}: the names of its images are not the list of the catalogue (sha256 {expected[:12]})"
+            yield f"{name}: the names of its images differ from the list in the catalogue (sha256 {expected[:12]})"
 
 
 @functools.cache

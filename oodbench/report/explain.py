@@ -28,7 +28,7 @@ _PARTS = (
 
 
 def explanation(results: Iterable[tuple[Path | None, Result]], method: str, dataset: str) -> str:
-    """Describe every result of a method (name or label) with an OOD set (name or title). Raise UserError for none."""
+    """Describe all results of a method (name or label) on an OOD set (name or title). Raise UserError for none."""
     known = list(results)
     of_method = [(path, row) for path, row in known if method in (row.method, row.label)]
     if not of_method:

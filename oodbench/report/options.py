@@ -22,25 +22,26 @@ _PAPER = ("fpr95", "auroc", "accuracy", "seconds")
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What a table shows; the defaults show every result, in percent.
+    """Options of tables; the defaults show every result, in percent.
 
     methods    names or labels (`mcm`, `energy[scale=1]`) to show; empty: all
-    sets       names of OOD sets to show; empty: all. Averages are over these
+    sets       names of OOD sets to show and to average over; empty: all
     metrics    columns in order, some of `CHOICES`
     decimals   None: two in percent, four as fractions
     intervals  "half": the value ± half the width; "range": [low, high]; "": none
-    seeds      results that differ only in the seed become one line, average ± standard deviation; streams always are
-    group      "access": methods in groups by what they see; "trained": training-free and trained; "none": one block.
-               Best and second are marked among methods of the same access only
+    seeds      merge results that differ only in the seed into one line, average ± standard deviation; streams always
+               are merged
+    group      "access": group methods by the data that they see; "trained": training-free and trained; "none": no
+               groups. Best and second are marked among methods of the same access only
     transpose  a line for each column, and a column for each method
-    stream_parts  streams have two more tables: their first 1,000 images, and the rest
-    cite       names are followed by the keys of their BibTeX entries (LaTeX)
+    stream_parts  add two tables of streams: their first 1,000 images, and the rest
+    cite       cite the BibTeX entries of names (LaTeX)
     encoders   names of encoders to show, or architectures; empty: all
     ids        benchmarks or ID sets to show; empty: all
     sort       a metric: lines of a group are sorted by its average over the sets shown, the best first; "" is the order
                of the results
-    top        of each group, only this many lines, the best by `sort`, or else by the first metric shown
-    ours       methods or labels that come last in a table, and are shaded in LaTeX
+    top        maximum number of lines of each group, the best by `sort`, or else by the first metric shown
+    ours       methods or labels to put last in a table, shaded in LaTeX
     rename     (name or title, text to print) of metrics, sets, methods, groups, encoders and benchmarks
     style      "full", or "paper": FPR95 before AUROC unless `metrics` has an order of its own, and one panel in LaTeX
     """
@@ -70,7 +71,7 @@ class TableOptions:
 
     @property
     def default_metrics(self) -> bool:
-        """Whether the metrics were not chosen."""
+        """Whether the metrics are the default ones."""
         return self.metrics == (_PAPER if self.style == "paper" else SHOWN)
 
     @property
@@ -99,7 +100,7 @@ class TableOptions:
 
 
 def parse(given: Mapping[str, Any]) -> TableOptions:
-    """Parse texts such as "mcm,energy[scale=1]" for fields of TableOptions; sequences and other values stay.
+    """Parse texts such as "mcm,energy[scale=1]" into TableOptions; sequences and other values are kept.
 
     Raises UserError for a text that cannot be read.
     """
@@ -116,14 +117,14 @@ _NAMES = {"methods", "sets", "encoders", "ids", "metrics", "ours"}
 
 
 def names(given: str | Sequence[str], *, labels: bool = False) -> tuple[str, ...]:
-    """Return names that are given as a sequence, or with commas between them; those in brackets belong to `labels`."""
+    """Return names given as a sequence or separated by commas; in `labels`, commas in brackets do not separate."""
     if isinstance(given, str):
         given = [one.strip() for one in split(given, ",")] if labels else parse_names(given)
     return tuple(dict.fromkeys(filter(None, given)))
 
 
 def is_comparison(text: str) -> bool:
-    """Return whether --compare asks for published numbers. Raise UserError for another text than that or ""."""
+    """Return whether --compare requests published numbers. Raise UserError for another text."""
     if text not in ("", "published"):
         raise UserError(f"--compare '{text}' does not exist; known: published")
     return bool(text)
@@ -150,11 +151,11 @@ def _of_benchmark(row: Result) -> set[str]:
 
 
 def check(options: TableOptions, results: Sequence[Result]) -> None:
-    """Raise UserError with all invalid options, and with names that no result has, one by one or together."""
+    """Raise UserError with all invalid options, with names that no result has, and for an empty selection."""
     metrics = dict.fromkeys((*options.metrics, *([options.sort] if options.sort else [])))
     problems = [f"no metric '{m}'{did_you_mean(m, CHOICES)}" for m in metrics if m not in CHOICES]
     if not options.metrics:
-        problems.append(f"--metrics names none; known: {', '.join(CHOICES)}")
+        problems.append(f"--metrics is empty; known: {', '.join(CHOICES)}")
     problems += _problems_of_choice(options, results)
     if options.group not in SECTIONS:
         problems.append(f"no group '{options.group}'{did_you_mean(options.group, SECTIONS)}")
@@ -165,7 +166,7 @@ def check(options: TableOptions, results: Sequence[Result]) -> None:
     if options.top is not None and not (isinstance(options.top, int) and options.top > 0):
         problems.append(f"--top must be a whole number of at least 1, not {options.top!r}")
     if options.intervals and options.seeds:
-        problems.append("--intervals and --seeds both put a ± behind the numbers; choose one of them")
+        problems.append("--intervals and --seeds both add ± to the numbers; choose one of them")
     if options.style not in STYLES:
         problems.append(f"no style '{options.style}'{did_you_mean(options.style, STYLES)}")
     raise_all(problems)
@@ -196,11 +197,11 @@ def _unknown_names(options: TableOptions, results: Sequence[Result]) -> list[str
     ]
 
 
-_LISTED = 5  # results that a message lists
+_LISTED = 5  # results in a message
 
 
 def _unknown_together(options: TableOptions, results: Sequence[Result]) -> list[str]:
-    """Return a problem if there are results with each name that the options give, but none with all of them."""
+    """Return a problem if each given name has results, but no result has all of them."""
     rows = [row for row in results if options.chooses(row)]
     if any(not options.sets or row.status != "ok" or {s.dataset for s in row.ood} & set(options.sets) for row in rows):
         return []
@@ -209,4 +210,6 @@ def _unknown_together(options: TableOptions, results: Sequence[Result]) -> list[
     near = [row for row in results if not options.methods or _of_method(row) & set(options.methods)]
     found = dict.fromkeys(f"{row.label} on {row.benchmark}, {row.encoder.get('name', 'unknown')}" for row in near)
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    return [f"no result fits {' '.join(given)}; there are: {'; '.join(list(found)[:_LISTED])}{more}"] if given else []
+    return (
+        [f"no result matches {' '.join(given)}; there are: {'; '.join(list(found)[:_LISTED])}{more}"] if given else []
+    )

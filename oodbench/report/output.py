@@ -1,4 +1,4 @@
-"""Tables as one text or file in a requested format."""
+"""Output of tables as text or a file in a requested format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _HEAD = r"""{engine}\documentclass[{shape}]{{article}}
 \usepackage{{{packages}}}
 \begin{{document}}
 """
-# A paper's columns are those of CVPR's style.
+# Columns as in CVPR's style.
 _PAPER = {
     "shape": "10pt,twocolumn,letterpaper",
     "margins": "textwidth=6.875in,textheight=8.875in,columnsep=0.3125in",
@@ -44,7 +44,7 @@ _ENGINE = "% Compile with lualatex or xelatex: this {remark}, and prints their c
 
 
 def document(tables: Sequence[Table], options: TableOptions, request: OutputOptions) -> str:
-    """Return a complete article, with its references if `cite`; its first line says if pdflatex lacks letters."""
+    """Return a complete article, with references if `cite`; the first line reports letters that pdflatex lacks."""
     body = _latex(tables, options, request)
     references = []
     if options.cite:
@@ -55,7 +55,7 @@ def document(tables: Sequence[Table], options: TableOptions, request: OutputOpti
     lacking = remark(render_text)
     if lacking:
         log.warning("the LaTeX %s, and prints their codes: compile it with lualatex or xelatex", lacking)
-    render_text = re.sub(r"^% The table holds .*\n", "", render_text, flags=re.MULTILINE)  # of a table by itself
+    render_text = re.sub(r"^% The table contains .*\n", "", render_text, flags=re.MULTILINE)  # only for single tables
     head = _HEAD.format(
         engine=_ENGINE.format(remark=lacking) if lacking else "",
         letters=preamble(render_text),
@@ -76,7 +76,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("latex", "markdown", "html", "csv", "parquet", "figures", "terminal")
 _FILES = ("html", "parquet")  # formats that cannot be printed
-_DATA = ("csv", "parquet")  # every row in full, whatever the shape
+_DATA = ("csv", "parquet")  # formats with every result in full
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class OutputOptions:
     figures: bool | None = None  # in HTML; None: if there are few tables
     caption: str = ""  # of LaTeX, "short" or "full"; "": short in the style "paper"
     label: str = ""  # \label of LaTeX
-    long: bool = False  # CSV and parquet with one number a line
+    long: bool = False  # CSV and parquet with one number per line
     width: str = ""  # of figures: "column", "page" or a length
     kinds: tuple[str, ...] = ()  # of figures; all when empty
 
@@ -110,11 +110,11 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
     if request.form in _FILES and not (request.output or request.bib):
         problems.append(f"--format {request.form} writes a file: name it with --output FILE")
     if request.form == "html" and options.transpose:
-        problems.append("--transpose does not go with --format html, whose lines can be sorted")
+        problems.append("--transpose does not go with --format html, because its lines can be sorted")
     if options.stream_parts and request.form in ("html", *_DATA):
-        problems.append(f"--stream-parts does not go with --format {request.form}, which has the parts of every stream")
+        problems.append(f"--stream-parts does not go with --format {request.form}, which always includes the parts")
     if options.stream_parts and not any(row.stream for row in rows if options.chooses(row)):
-        problems.append("--stream-parts: no result is of a method that learns from the test stream")
+        problems.append("--stream-parts: no result is from a method that learns from the test stream")
     if request.figures is not None and request.form != "html":
         problems.append(f"--{'with' if request.figures else 'no'}-figures goes with --format html")
     for name, given in (("width", request.width), ("kind", request.kinds)):
@@ -125,7 +125,7 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
     if request.compare and request.quotes:
         problems.append("--compare and --quote each add published results; choose one of them")
     if request.form in _DATA and request.compare:
-        problems.append(f"--compare is for reading; with --format {request.form}, add published results by --quote")
+        problems.append(f"--compare does not go with --format {request.form}; add published results with --quote")
     problems += _problems_of_latex(request)
     problems += _problems_of_ours(options, rows, [row for row in rows if options.chooses(row)])
     if request.long and request.form not in _DATA:
@@ -152,14 +152,14 @@ def _problems_of_latex(request: OutputOptions) -> list[str]:
     if request.caption not in ("", *CAPTIONS):
         problems.append(f"no caption '{request.caption}'{did_you_mean(request.caption, CAPTIONS)}")
     if request.label and not LABEL.fullmatch(request.label):
-        problems.append(f"--label '{request.label}' cannot be read by LaTeX: write one such as tab:ood")
+        problems.append(f"--label '{request.label}' is not a valid LaTeX label; write one such as tab:ood")
     return problems
 
 
 def _problems_of_ours(options: TableOptions, rows: Sequence[Result], chosen: Sequence[Result]) -> list[str]:
     known, shown = ({name for row in some for name in (row.method, row.label)} for some in (rows, chosen))
     return [
-        f"--ours {name} is not shown: --methods, --encoder or --id leaves it out"
+        f"--ours {name} is not shown: --methods, --encoder or --id excludes it"
         if name in known
         else f"--ours: no results of method '{name}'{did_you_mean(name, sorted(known))}"
         for name in options.ours
@@ -168,7 +168,7 @@ def _problems_of_ours(options: TableOptions, rows: Sequence[Result], chosen: Seq
 
 
 def _names(rows: Sequence[Result], request: OutputOptions) -> Mapping[str, tuple[str, ...]]:
-    """Return everything that can be renamed; all published results may be compared, those of --quote are shown."""
+    """Return everything that can be renamed, including the published results that may be shown."""
     quoted = [one for key, one in quotes().items() if request.compare or key in request.quotes]
     return names(rows, [one.name for one in quoted])
 
@@ -176,7 +176,7 @@ def _names(rows: Sequence[Result], request: OutputOptions) -> Mapping[str, tuple
 def build_tables(
     rows: Sequence[Result], paths: Mapping[str, Path], options: TableOptions, request: OutputOptions
 ) -> list[Table]:
-    """Build the tables that a request asks for; `paths` are the results' files by digest."""
+    """Build the requested tables; `paths` are the results' files by digest."""
     if request.form in _DATA or request.bib:
         options = dataclasses.replace(options, seeds=False, transpose=False)
     wanted = request.tests is not False and request.form not in _DATA and not request.bib
@@ -205,8 +205,8 @@ def render_text(tables: Sequence[Table], options: TableOptions, request: OutputO
         return _plain(tables)
     if request.form == "latex":
         found = _latex(tables, options, request)
-        if said := remark(found):
-            log.warning("the LaTeX %s: compile it with lualatex or xelatex, and a font that has them", said)
+        if lacking := remark(found):
+            log.warning("the LaTeX %s: compile it with lualatex or xelatex, and a font that has them", lacking)
         return found
     return "\n".join(map(markdown, tables))
 
@@ -216,7 +216,7 @@ def write(
 ) -> None:
     """Write the request's file atomically; `page` returns the HTML. Raise UserError if it cannot be written."""
     assert request.output
-    path = real_path(request.output)  # a link stays, and its target is written
+    path = real_path(request.output)  # writes to the target of a link, and keeps the link
     html = page() if page and request.form == "html" and not request.bib else ""
     try:
         with (

@@ -1,4 +1,4 @@
-"""Submissions to a leaderboard: a folder with one result, its scores per image, and who submits it.
+"""Submissions to a leaderboard: a folder with one result, its scores per image, and the submitter's statement.
 
 submissions/HANDLE/BENCHMARK/ENCODER/METHOD/submission.toml, result.json, result.parquet
 """
@@ -32,22 +32,22 @@ _LONGEST = 300  # characters of a statement
 _HANDLE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,37}[A-Za-z0-9])?")
 _ARXIV = re.compile(r"(?:arxiv:)?((?:\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})(?:v\d+)?)", re.IGNORECASE)
 _DOI = re.compile(r"(?:doi:)?(10\.\d{4,9}/\S+)", re.IGNORECASE)
-# Settings that tables name, with their defaults; a result that has others lies in a folder whose name has a digest.
+# Settings that tables state, with their defaults; for other values, the name of the folder ends in a digest.
 _USUAL = {"precision": "fp32", "batch_size": 128, "seed": 0, "resize": None}
 _RULES = {"at95": "first", "aupr": "average_precision"}
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What a submitter states. `problems` says what is wrong with it.
+    """Statement of a submitter.
 
     handle    folder of all submissions of one submitter, such as the name of an account
-    who       names, and where they work
+    who       names and affiliations
     paper     URL, DOI or arXiv number of the method's paper; "none"
     code      URL of the code that computed the scores
     licence   of the submitted files, such as CC-BY-4.0
     hardware  such as `1x A100 80 GB`
-    tuned_on_test_data  whether hyper-parameters were chosen by the numbers of the test sets; it has to be false
+    tuned_on_test_data  whether hyper-parameters were tuned on the test sets; must be false
     """
 
     handle: str
@@ -64,7 +64,7 @@ class Statement:
         return paper_url(self.paper)
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the statement."""
+        """Return the problems of the statement."""
         found = [problem(name, getattr(self, name)) for name in TEXTS]
         if self.tuned_on_test_data:
             found.append("results whose hyper-parameters were tuned on the test data are not accepted")
@@ -72,20 +72,20 @@ class Statement:
 
 
 def problem(name: str, text: str) -> str:
-    """Return what is wrong with a text of a statement, such as `paper`, or ""."""
+    """Return the problem of one text of a statement, such as `paper`, or ""."""
     if name == "handle" and not _HANDLE.fullmatch(text):
-        return f"the handle {text!r} is none: 1 to 39 letters, digits, - and _, such as the name of an account"
+        return f"the handle {text!r} is not valid: 1 to 39 letters, digits, - and _, such as the name of an account"
     if not text.strip() or text != printable(text) or len(text) > _LONGEST:
-        return f"'{name}' is {text[:40]!r}: one line of at most {_LONGEST} characters is wanted"
+        return f"'{name}' is {text[:40]!r}, but must be one line of at most {_LONGEST} characters"
     if name == "paper" and not (text == NONE or _is_web_address(paper_url(text))):
-        return f"the paper {text!r} is no URL, DOI (10.1000/182), arXiv number (2401.00001), nor none"
+        return f"the paper {text!r} is not a URL, DOI (10.1000/182), arXiv number (2401.00001) or none"
     if name == "code" and not _is_web_address(text):
-        return f"the code {text!r} is no URL, such as https://github.com/OWNER/NAME"
+        return f"the code {text!r} is not a URL such as https://github.com/OWNER/NAME"
     return ""
 
 
 def paper_url(paper: str) -> str:
-    """Return the address of a paper that is given by its URL, DOI or arXiv number; "" if there is none."""
+    """Return the address of a paper from its URL, DOI or arXiv number; "" for none."""
     if arxiv := _ARXIV.fullmatch(paper):
         return f"https://arxiv.org/abs/{arxiv[1]}"
     if doi := _DOI.fullmatch(paper):
@@ -95,12 +95,12 @@ def paper_url(paper: str) -> str:
 
 @dataclass(frozen=True)
 class Submission(Statement):
-    """One submission that was read.
+    """A submission as read from its folder.
 
     created   ISO 8601, UTC
     oodbench  version of oodbench that wrote it
     files     sha256 of each file by name
-    folder    where it lies
+    folder    its folder
     """
 
     created: str
@@ -110,13 +110,13 @@ class Submission(Statement):
 
     @property
     def result(self) -> Path:
-        """Return the file of the result; its scores per image lie beside it."""
+        """Return the file of the result, which is next to the scores per image."""
         return self.folder / RESULT
 
 
 @dataclass(frozen=True)
 class CheckedSubmission:
-    """A submission that was checked: its folder, the label of its result if that can be read, and its problems."""
+    """A checked submission: its folder, the label of its result if readable, and its problems."""
 
     folder: Path
     label: str
@@ -126,14 +126,14 @@ class CheckedSubmission:
 def place(handle: str, row: Result) -> Path:
     """Return HANDLE/BENCHMARK/ENCODER/METHOD of a result.
 
-    METHOD is the name of the method if all else is the default. Otherwise it also names hyper-parameters, seeds and the
-    order of a stream, and ends in a digest of everything that tells two such results apart.
+    METHOD is the name of the method if everything else is the default. Otherwise it also has hyper-parameters, seeds
+    and the order of a stream, and ends in a digest of everything that distinguishes two results.
     """
     encoder = str(row.encoder.get("slug") or row.encoder.get("name", ""))
     stream = [f"{row.stream.get('order')}-{row.stream.get('seed')}"] if row.stream else []
     seed = [f"seed-{row.run['seed']}"] if row.run.get("seed") else []
-    told = [row.label, *stream, *seed, *(["imported"] if row.imported else [])]
-    usual = row.label == row.method and len(told) == 1 and not (row.weights or row.files or "patches" in row.run)
+    words = [row.label, *stream, *seed, *(["imported"] if row.imported else [])]
+    usual = row.label == row.method and len(words) == 1 and not (row.weights or row.files or "patches" in row.run)
     usual &= all(row.run.get(name, default) == default for name, default in _USUAL.items())
     usual &= all(row.conventions.get(name, default) == default for name, default in _RULES.items())
     calibration = row.run.get("calibration")
@@ -143,11 +143,11 @@ def place(handle: str, row: Result) -> Path:
     identity = [row.method, row.label, row.parameters, row.files, row.weights.get("digest"), row.templates, row.classes]
     identity += [row.encoder.get("identity"), row.conventions, row.stream, calibration, run, bool(row.imported)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return Path(handle, _part(row.benchmark), _part(encoder), f"{_part(slug('-'.join(told)), 80)}-{digest}")
+    return Path(handle, _part(row.benchmark), _part(encoder), f"{_part(slug('-'.join(words)), 80)}-{digest}")
 
 
 def _part(name: str, longest: int = 120) -> str:
-    """Return a name as a folder; one that is too long ends in a digest."""
+    """Return a name for a folder; a long one is cut and ends in a digest."""
     safe = slug(name)
     return safe if len(safe) <= longest else f"{safe[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -163,9 +163,9 @@ def write(statement: Statement, found: Sequence[tuple[Path, Result]], output: Pa
     for path, row in found:
         folder = output / place(statement.handle, row)
         if other := folders.get(folder):
-            problems.append(f"{other} and {path} are both {folder}: submit one of them")
+            problems.append(f"{other} and {path} both belong in {folder}: submit one of them")
         elif folder.exists() and not replace:
-            problems.append(f"{folder} exists; --replace writes it anew")
+            problems.append(f"{folder} exists; replace it with --replace")
         folders.setdefault(folder, path)
     raise_all(problems)
     staged = output / f".submit-{secrets.token_hex(8)}.tmp"
@@ -192,14 +192,14 @@ def _fill(folder: Path, statement: Statement, path: Path) -> None:
     files = {name: file_digest(folder / name) for name in sources if (folder / name).is_file()}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     about = {**dataclasses.asdict(statement), "created": created, "oodbench": versions()["oodbench"]}
-    # A string of JSON is one of TOML; control characters were refused.
+    # A JSON string is a valid TOML string, as control characters were refused.
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in about.items()]
     lines = ["[submission]", *lines, "", "[files]", *(f'"{name}" = "{digest}"' for name, digest in files.items())]
     (folder / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_submission(folder: Path) -> Submission:
-    """Return the submission in a folder. Raise UserError with all that is wrong with its submission.toml."""
+    """Return the submission in a folder. Raise UserError with all problems of its submission.toml."""
     path = folder / FILE
     try:
         raw = tomllib.loads(read_text(path, "the submission"))
@@ -217,7 +217,7 @@ def read_submission(folder: Path) -> Submission:
         if name in about and not isinstance(about[name], kind)
     ]
     problems += [
-        f"{path}: the digest of '{name}' is no sha256"
+        f"{path}: the digest of '{name}' is not a sha256"
         for name, digest in files.items()
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest)
     ]
@@ -230,20 +230,20 @@ def read_submission(folder: Path) -> Submission:
 def submissions(root: Path) -> list[Path]:
     """Return the folders of the submissions below a folder, sorted. Raise UserError if it does not exist."""
     if not root.is_dir():
-        raise UserError(f"{root} is no folder; make submissions with: oodbench submit results --handle NAME")
+        raise UserError(f"{root} is not a folder; create submissions with: oodbench submit results --handle NAME")
     return sorted(path.parent for path in root.rglob(FILE))
 
 
 def check(root: Path) -> Iterator[CheckedSubmission]:
-    """Check every submission below a folder: its statement, its files, and its result. It needs no GPU and no torch.
+    """Check every submission below a folder: its statement, files and result, without GPU and torch.
 
-    Results that no submission names are problems of their own.
+    Results without a submission.toml are reported as problems.
     """
     folders = submissions(root)
     for folder in folders:
         yield _checked(folder)
     for path in sorted({path.parent for path in root.rglob("*.json")} - set(folders)):
-        yield CheckedSubmission(path, "", (f"results lie here without a {FILE}",))
+        yield CheckedSubmission(path, "", (f"it has results but no {FILE}",))
 
 
 def _checked(folder: Path) -> CheckedSubmission:
@@ -262,21 +262,21 @@ def _checked(folder: Path) -> CheckedSubmission:
 
 
 def _wrong_files(one: Submission) -> Iterator[str]:
-    """Yield the files that are missing, changed, or not named by a submission."""
+    """Yield problems of the files of a submission: missing, changed, or not listed."""
     there = {path.name for path in one.folder.iterdir()} - {FILE}
     known = {RESULT, SCORES, SHOTS}
     for name in sorted({RESULT, SCORES, *one.files} | there):
         path = one.folder / name
         if name not in known:
-            yield f"{name} does not belong to a submission: {', '.join(sorted(known))}"
+            yield f"{name} does not belong to a submission, which has: {', '.join(sorted(known))}"
         elif name not in one.files:
-            yield f"{name} is not named in {FILE}"
+            yield f"{name} is not listed in {FILE}"
         elif name not in there:
             yield f"{name} is missing"
         elif path.is_symlink() or not path.is_file():
-            yield f"{name} is no regular file"
+            yield f"{name} is not a regular file"
         elif file_digest(path) != one.files[name]:
-            yield f"{name} was changed: its sha256 is not that in {FILE}"
+            yield f"{name} was changed: its sha256 differs from that in {FILE}"
 
 
 def _is_web_address(text: str) -> bool:

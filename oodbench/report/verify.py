@@ -1,4 +1,4 @@
-"""Verification of results: from their stored scores per image, and against the project's own results."""
+"""Verification of results against their scores per image, and against the project's own results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NUMBERS = {"label": np.int64, "score": np.float64, "prediction": np.int64, "pla
 class ImageScores:
     """Scores of one image set of a result, in the order of its list; a prediction of -1 means none.
 
-    `places` are those of the images in their stream, from 0; None for a method that learns from no stream.
+    `places` are the positions of the images in their stream, from 0; None for a method without a stream.
     """
 
     labels: NDArray[np.int64]
@@ -45,7 +45,7 @@ def read_scores(path: Path) -> dict[str, ImageScores]:
 
 
 def read_pairs(path: Path) -> dict[str, dict[str, ImageScores]]:
-    """Read the scores of a stream's result: by OOD set, those of both sets of the pair. Raise UserError as above."""
+    """Read the scores of a stream's result: OOD set -> dataset of its pair -> scores. Raise UserError as above."""
     columns = read_columns(path, ("dataset", "label", "score", "prediction", "pair", "place"))
     pairs: dict[str, dict[str, ImageScores]] = {}
     for pair, name in dict.fromkeys(zip(columns["pair"].tolist(), columns["dataset"].tolist(), strict=True)):
@@ -60,7 +60,7 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     from pyarrow import parquet
 
     try:
-        if not path.is_file():  # reading a pipe would never end
+        if not path.is_file():  # reading from a pipe would block
             problem = "is not a regular file" if path.exists() else "does not exist"
             raise UserError(f"{path} {problem}: the result has no scores per image")
         table = parquet.read_table(path, columns=list(names))
@@ -80,11 +80,11 @@ def _images(columns: Mapping[str, NDArray[Any]], mask: NDArray[np.bool_]) -> Ima
 
 
 def checked_scores(row: Result, path: Path) -> dict[str, ImageScores]:
-    """Read the scores of a result. Raise UserError if they are not of its images or do not give its AUROC."""
+    """Read the scores of a result. Raise UserError if they do not match its images or its AUROC."""
     found = read_scores(path)
     remedy = "check it with: oodbench report --verify"
     if {name: len(one.scores) for name, one in found.items()} != sizes(row):
-        raise UserError(f"{path}: its scores are not of its images; {remedy}")
+        raise UserError(f"{path}: its scores do not match its images; {remedy}")
     on_id = metrics.score_set(found[row.id.dataset].scores, f"{path}: {row.id.dataset}")
     for one in row.ood:
         on_ood = metrics.score_set(found[one.dataset].scores, f"{path}: {one.dataset}")
@@ -103,11 +103,11 @@ Bounds = dict[str, Interval]
 
 @dataclass(frozen=True)
 class VerifiedResult:
-    """One result that was verified, and its problems, if any."""
+    """A verified result, with its problems if there are any."""
 
     path: Path
     label: str
-    cells: int  # numbers computed again
+    cells: int  # recomputed numbers
     problems: tuple[str, ...] = ()
     failed: bool = False  # a failed result, which has no numbers
 
@@ -115,7 +115,7 @@ class VerifiedResult:
 def verify(results: Path, chosen: Callable[[Result], bool] = lambda row: True) -> Iterator[VerifiedResult]:
     """Verify one result, or the chosen ones of a folder in order of path.
 
-    Problems name the number, as stored and as recomputed. Files that cannot be read are always among them.
+    A problem states the number as stored and as recomputed. Unreadable files are always reported.
     """
     for path in [results] if results.is_file() else row_files(results):
         try:
@@ -131,7 +131,7 @@ def recomputed(row: Result, images: dict[str, ImageScores]) -> Result:
     """Return the result with numbers computed from the scores. Raise UserError if the sets are not the result's."""
     sets = [row.id.dataset, *(s.dataset for s in row.ood)]
     if set(images) != set(sets):
-        raise UserError(f"its scores are of {', '.join(sorted(images))}, the result is of {', '.join(sets)}")
+        raise UserError(f"its scores are for {', '.join(sorted(images))}, the result is for {', '.join(sets)}")
     on_id = images[row.id.dataset]
     ood = tuple(_evaluated(row, stored, on_id.scores, images[stored.dataset].scores) for stored in row.ood)
     id_row = dataclasses.replace(row.id, n=len(on_id.scores), accuracy=_accuracy(on_id))
@@ -142,7 +142,7 @@ def recomputed_streams(row: Result, pairs: dict[str, dict[str, ImageScores]]) ->
     """Return the result of streams with numbers computed from the scores of each pair, as `recomputed` does."""
     expected = {one.dataset: {row.id.dataset, one.dataset} for one in row.ood}
     if {pair: set(images) for pair, images in pairs.items()} != expected:
-        raise UserError(f"its scores are of the streams {', '.join(pairs)}, the result is of {', '.join(expected)}")
+        raise UserError(f"its scores are for the streams {', '.join(pairs)}, the result is for {', '.join(expected)}")
     ood: list[SetRow] = []
     for stored in row.ood:
         images = pairs[stored.dataset]
@@ -173,10 +173,10 @@ def _accuracy(on_id: ImageScores) -> float | None:
 
 
 def _parts(row: Result, on_id: ImageScores, on_ood: ImageScores) -> dict[str, Any]:
-    """Return the metrics of the first 1,000 images of a stream, of the rest, and of each 1,000, from its scores."""
+    """Return the metrics of the first 1,000 images of a stream, of the rest, and of each 1,000 images."""
     places = np.concatenate([one.places for one in (on_id, on_ood) if one.places is not None])
     if not np.array_equal(np.sort(places), np.arange(len(places))):
-        raise UserError("the places of its images in their stream are not 0, 1, 2, ...")
+        raise UserError("the positions of its images in their stream are not 0, 1, 2, ...")
     order = np.argsort(places)
     scores = np.concatenate([on_id.scores, on_ood.scores])[order]
     is_id = order < len(on_id.scores)
@@ -194,9 +194,9 @@ def _parts(row: Result, on_id: ImageScores, on_ood: ImageScores) -> dict[str, An
 
 
 def _with_intervals(row: Result, images: dict[str, ImageScores]) -> Result:
-    """Compute the intervals of a result again, if it has any; those within rounding of the stored ones count as equal.
+    """Recompute the intervals of a result, if it has any; those equal up to rounding stay as stored.
 
-    Intervals that an older version computed by another method stay as they are.
+    Intervals that an older version computed by another method are kept, too.
     """
     if not row.uncertainty:
         return row
@@ -212,7 +212,7 @@ def _with_intervals(row: Result, images: dict[str, ImageScores]) -> Result:
             seed=int(row.uncertainty["seed"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"how its intervals were computed cannot be read: {error!r}") from error
+        raise UserError(f"the settings of its intervals cannot be read: {error!r}") from error
     if any(row.uncertainty.get(metric, how) != how for metric, how in methods(settings).items()):
         return row
     scores = {s.dataset: images[s.dataset].scores for s in row.ood}
@@ -224,7 +224,7 @@ def _with_intervals(row: Result, images: dict[str, ImageScores]) -> Result:
 
 
 def _near(stored: Bounds, found: Bounds) -> Bounds:
-    """Return the computed intervals, or the stored ones where they agree up to rounding."""
+    """Return the recomputed intervals, or the stored ones where these agree up to rounding."""
 
     def same(metric: str) -> bool:
         pairs = zip(stored[metric], found.get(metric, (math.nan, math.nan)), strict=True)
@@ -259,7 +259,7 @@ def _verified(path: Path, row: Result) -> VerifiedResult:
     cells = 2 + len(row.ood) * (len(METRICS) + 2) + len(found)
     problems += [problem] if (problem := access_problem(row)) else []
     if not problems and again.digest != row.digest:
-        problems = [f"its digest is {again.digest[:12]} when computed again, {row.digest[:12]} as stored"]
+        problems = [f"its digest is {row.digest[:12]} as stored, {again.digest[:12]} when recomputed"]
     return VerifiedResult(path, row.label, cells, tuple(problems))
 
 
@@ -284,14 +284,14 @@ def _nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-SHOWN = ("auroc", "fpr95")  # what README's table prints
+SHOWN = ("auroc", "fpr95")  # the metrics in README's table
 
 
 def deviation(results: Sequence[Result]) -> str:
-    """Return the methods whose printed digits differ from the project's own results and by how much, or "".
+    """Return the methods whose printed digits differ from the project's own results, and by how much, or "".
 
-    Only results of the same settings, encoder, image lists and source of the method are compared. Remaining
-    differences come from how processors and versions of libraries round.
+    Only results with the same settings, encoder, image lists and source of the method are compared. Remaining
+    differences come from the rounding of processors and library versions.
     """
     found = []
     for row in results:
@@ -305,8 +305,8 @@ def deviation(results: Sequence[Result]) -> str:
     if not found:
         return ""
     return (
-        f"printed digits differ from the project's own results, in points: {', '.join(found)}; processors and versions "
-        "of libraries round differently"
+        f"printed digits differ from the project's own results, in points: {', '.join(found)}; processors and library "
+        "versions round differently"
     )
 
 

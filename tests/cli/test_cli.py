@@ -1,4 +1,4 @@
-"""The main job as a user does it: `oodbench run` and `oodbench report` as processes, on glyphs and on real images."""
+"""The main workflow: `oodbench run` and `oodbench report` as processes, on glyphs and on real images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METHODS = {name: registry.methods()[name] for name in registry.CORE if name != "
 
 @pytest.fixture(scope="module")
 def home() -> Path:
-    """A folder in which `oodbench run` was called once, with a store of its own and nothing else."""
+    """A folder after one `oodbench run`, with a separate store."""
     return first_run()
 
 
@@ -46,7 +46,7 @@ def test_a_first_run_prints_every_method_and_set(home: Path) -> None:
     assert {p.name for p in (home / "results").iterdir()} >= {"runs", "mlflow.db", "mlartifacts"}
 
 
-def test_metrics_are_those_of_scikit_learn_on_the_scores_beside_the_row(home: Path) -> None:
+def test_metrics_equal_scikit_learn_on_the_stored_scores(home: Path) -> None:
     for name, row in rows_of(home).items():
         table = pyarrow.parquet.read_table(home / f"results/runs/glyphs/glyphs/{name}.parquet").to_pandas()
         id = table[table["dataset"] == "glyphs"]
@@ -79,7 +79,7 @@ def test_a_warm_run_computes_nothing_and_imports_no_torch(home: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (home / "results").rglob("*") if p.is_file()} == before
 
 
-def test_what_gc_removed_comes_back_to_the_last_digit(cli: Cli, home: Path, tmp_path: Path) -> None:
+def test_entries_removed_by_gc_are_recomputed_exactly(cli: Cli, home: Path, tmp_path: Path) -> None:
     copy = tmp_path / "store"
     shutil.copytree(home / "store", copy)
     done = cli("store", "gc", "--max-size", "0B", OODBENCH_STORE=str(copy))
@@ -90,7 +90,7 @@ def test_what_gc_removed_comes_back_to_the_last_digit(cli: Cli, home: Path, tmp_
     assert {name: row["digest"] for name, row in new.items()} == {name: row["digest"] for name, row in old.items()}
 
 
-def test_reports_of_what_was_run(cli: Cli, home: Path) -> None:
+def test_reports_of_a_run(cli: Cli, home: Path) -> None:
     latex = cli("report", "--format", "latex", cwd=home).stdout
     assert r"\toprule" in latex
     assert r"\textbf" in latex
@@ -105,7 +105,7 @@ def test_reports_of_what_was_run(cli: Cli, home: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow calls SQLAlchemy in an old way
-def test_rows_reached_mlflow_once(home: Path) -> None:
+def test_results_reach_mlflow_once(home: Path) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{home}/results/mlflow.db")
@@ -119,7 +119,7 @@ def test_rows_reached_mlflow_once(home: Path) -> None:
     assert by_name["mcm"].data.params["mcm.temperature"] == "1.0"
 
 
-def test_a_dead_server_costs_no_row(cli: Cli, home: Path, tmp_path: Path) -> None:
+def test_a_dead_mlflow_server_loses_no_result(cli: Cli, home: Path, tmp_path: Path) -> None:
     env = {"OODBENCH_STORE": str(home / "store")}
     done = cli("run", "--tracking-uri", "http://127.0.0.1:9", "--results", tmp_path / "r", **env)
     assert done.returncode == 0
@@ -173,7 +173,7 @@ def test_dry_run_computes_nothing(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_imagenet_with_a_vit_b_32_of_real_size(cli: Cli, shared: Path, tmp_path: Path) -> None:
-    """Random weights, real images: the sets are partial, said so in row and table, and refused without the flag."""
+    """Random weights, real images: the sets are partial, which result and table state, and refused without the flag."""
     import open_clip
     import torch
 

@@ -1,4 +1,4 @@
-"""`oodbench diff`: which numbers of two results differ, by how much, and in which facts."""
+"""`oodbench diff`: which numbers and facts of two results differ, and by how much."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_folders(tmp_path: Path, cli: Cli) -> None:
     assert done.returncode == 1 and heads == [("msp", "3 of"), ("mcm", "3 of"), ("energy", "")]
     assert "and 2 more; --cells 3 shows all" in done.stdout
     assert "only in A:\n  a/runs/glyphs/seed1.json\nonly in B:\n  b/runs/x/seed2.json\n" in done.stdout
-    assert done.stdout.endswith("1 of 3 pairs of results are equal in all digits, 2 on one side alone\n")
+    assert done.stdout.endswith("1 of 3 pairs of results are equal in all digits; 2 more in only one of A and B\n")
 
 
 def test_a_failed_result_lacks_numbers(tmp_path: Path, cli: Cli) -> None:
@@ -101,7 +101,7 @@ def test_bad_input(tmp_path: Path, cli: Cli) -> None:
     for words, message in (
         (("mcm.json", "none.json"), "none.json does not exist"),
         (("mcm.json", "empty"), "empty is a folder, mcm.json is not; compare two results, or two folders"),
-        (("empty", "."), "empty holds no results; make some with: oodbench run --results empty"),
+        (("empty", "."), "empty has no results; create some with: oodbench run --results empty"),
         (("mcm.json", "mcm.json", "--cells", "-1"), "--cells must be at least 0"),
     ):
         done = cli("diff", *words, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""The world around a command: streams, disks, homes, encodings, names and numbers that are not what one expects."""
+"""Unusual environments: streams, disks, home folders, encodings, names and numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def call(*arguments: str | Path) -> Result:
 
 
 def refused(*arguments: str | Path) -> str:
-    """The one line with which a command ends."""
+    """The single line of a command's error."""
     done = call(*arguments)
     assert isinstance(done.exception, SystemExit), done.exception
     lines = [line for line in done.stderr.split("\n")[:-1] if not line.startswith("  ")]
@@ -69,15 +69,15 @@ def refused(*arguments: str | Path) -> str:
         (["store", "gc", "--max-size", "9" * 400], "cannot read the size '999"),
         (["explain", "x.png", "-o", "nowhere/x.txt"], "--output nowhere/x.txt: there is no folder "),
         (["datasets", "check", "glyphs", "-o", "nowhere/x.json"], "--output nowhere/x.json: there is no folder "),
-        (["weights", "x.safetensors", "-o", "."], "--output .: that is a folder; name a file"),
+        (["weights", "x.safetensors", "-o", "."], "--output . is a folder; name a file"),
         (["run", "--ood", '"folder:a'], "a quote is not closed"),
     ],
 )
-def test_errors_of_click_and_of_ours_have_one_form(arguments: Sequence[str], said: str) -> None:
+def test_click_errors_and_user_errors_have_the_same_form(arguments: Sequence[str], said: str) -> None:
     assert said in refused(*arguments)
 
 
-def test_several_problems_are_lines_of_their_own() -> None:
+def test_each_problem_is_on_a_separate_line() -> None:
     collected = ProblemList()
 
     def fails() -> None:
@@ -122,7 +122,7 @@ def failing(error: Exception) -> click.Group:
         (IsADirectoryError(21, "Is a directory", "x"), "x: Is a directory"),
     ],
 )
-def test_an_error_of_the_system_is_one_line(error: OSError, said: str) -> None:
+def test_an_os_error_is_one_line(error: OSError, said: str) -> None:
     done = CliRunner().invoke(failing(error), ["run"])
     assert done.exit_code == 2
     assert done.stderr == f"error: {said}. Finished work is saved; rerun the same command to resume.\n"
@@ -141,10 +141,10 @@ def test_a_name_that_a_library_cannot_encode_is_one_line() -> None:
     error = UnicodeEncodeError("utf-8", "a\udcff\nb", 1, 2, "surrogates not allowed")
     done = CliRunner().invoke(failing(error), ["run"])
     assert done.exit_code == 2
-    assert done.stderr == r"error: the name a\udcff\nb is not UTF-8, as libraries need it here; rename it" + "\n"
+    assert done.stderr == r"error: the name a\udcff\nb is not UTF-8, which a library needs here; rename it" + "\n"
 
 
-def test_a_file_that_does_not_fit_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_names_the_file_and_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, *_: Any, **__: Any) -> None:
         path.touch()
         raise OSError(28, "No space left on device")
@@ -182,7 +182,7 @@ def test_a_full_or_closed_stdout(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
-def test_what_stdout_cannot_encode_is_written_all_the_same(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_stdout_cannot_encode_are_replaced(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -201,7 +201,7 @@ def test_what_stdout_cannot_encode_is_written_all_the_same(encoding: str, monkey
 # Names on a terminal
 
 
-def test_names_do_not_reach_the_terminal_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_names_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     output.say(f"{HOSTILE}\n数")
     output.note(f"{HOSTILE}\nx")
     output.print_errors(f"{HOSTILE}\nx\n  more {HOSTILE}", "other")
@@ -288,7 +288,7 @@ def test_without_a_home_the_store_has_to_be_named(homeless: None, monkeypatch: p
     assert default_root() == Path("/somewhere")
 
 
-def test_without_a_home_nothing_is_declared_by_the_user(homeless: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_there_are_no_user_declarations(homeless: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "imagenet1k" in catalogue.datasets() and config_folder_or_none() is None
     with pytest.raises(UserError, match=r"name a folder with \$OODBENCH_CONFIG"):
         config_folder()
@@ -302,7 +302,7 @@ def test_without_a_home_nothing_is_declared_by_the_user(homeless: None, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can be somebody else")
-def test_a_user_whom_the_system_does_not_know_runs_and_records(tmp_path: Path) -> None:
+def test_a_user_without_passwd_entry_runs_and_records(tmp_path: Path) -> None:
     """uid 54321 has no home; that root may read all files is kept, for Python may lie below root's own home."""
     tmp_path.chmod(0o777)
     for folder in tmp_path.parents:
@@ -374,7 +374,7 @@ def test_quotes_that_do_not_close(text: str) -> None:
         parse_names(text)
 
 
-def test_a_variable_of_torchrun_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torchrun_variable_that_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     from oodbench.training.processes import process_group
 
     monkeypatch.setenv("WORLD_SIZE", "two")
@@ -392,7 +392,7 @@ def test_a_config_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
     assert "no dataset 'nöpe'" in refused("run", "--dry-run", "--config", file)
 
 
-def test_a_config_that_is_no_text(tmp_path: Path) -> None:
+def test_a_config_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes('id = "nöpe"\n'.encode("latin-1"))
     assert "latin.toml is not text in UTF-8 (byte 8); save it in UTF-8" in refused(
         "run", "--config", tmp_path / "latin.toml"

@@ -69,7 +69,7 @@ def place(tmp_path: Path, cli: Cli) -> Place:
 
 
 def expected(on_id: Sequence[float], on_ood: Sequence[float]) -> dict[str, float]:
-    """AUROC, FPR95 and AUPR as scikit-learn has them."""
+    """AUROC, FPR95 and AUPR by scikit-learn."""
     truth, values = np.r_[np.ones(len(on_id)), np.zeros(len(on_ood))], np.r_[on_id, on_ood]
     fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
     ood_fpr, ood_tpr, _ = roc_curve(1 - truth, -values, drop_intermediate=False)
@@ -120,7 +120,7 @@ WAYS: dict[Callable[[Place], None], tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_the_numbers_are_those_of_scikit_learn(way: Callable[[Place], None], place: Place) -> None:
+def test_metrics_equal_scikit_learn(way: Callable[[Place], None], place: Place) -> None:
     way(place)
     files, higher = WAYS[way]
     code, out, err = place.run(*files, higher=higher)
@@ -274,7 +274,7 @@ def test_scores_that_oodbench_exported_give_the_same_numbers(glyphs: Path, cli: 
 
 
 @pytest.mark.slow
-def test_an_imported_result_stands_in_the_table_of_its_benchmark(glyphs: Path, cli: Cli) -> None:
+def test_an_imported_result_is_in_the_table_of_its_benchmark(glyphs: Path, cli: Cli) -> None:
     options = ("report", "--methods", "mcm,msp")
     table = cli(*options, cwd=glyphs).stdout
     assert table.count("encoder glyphs") == 1 and "Encoder weights: 1af1f5ee86ae" in table

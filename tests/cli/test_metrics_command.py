@@ -52,7 +52,7 @@ def call(cli: Cli, folder: Path, *words: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_metrics_are_those_of_scikit_learn_in_memory_and_streamed(
+def test_metrics_equal_scikit_learn_in_memory_and_streamed(
     scores: dict[str, np.ndarray], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("id.npy", "a.txt", "Bee=b=1.csv", "--bootstrap", "20")

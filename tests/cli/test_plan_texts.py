@@ -1,4 +1,4 @@
-"""What --dry-run says of the texts that methods encode, and of what they see."""
+"""--dry-run: the texts that methods encode, and the access of methods."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return make_plan(RunRequest(methods, **sets, encoder="glyphs", out=place / "results", store=place / "store"))  # type: ignore[arg-type]
 
 
-def test_the_plan_counts_texts_and_says_how_long_they_take(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_counts_texts_and_estimates_the_time(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_counts, "seconds_per_prompt", lambda plan: 0.01)
     text = plan_text(plan)
     part = text[text.index("\ntexts\n") :].strip().splitlines()
@@ -37,8 +37,8 @@ def test_the_plan_counts_texts_and_says_how_long_they_take(plan: Plan, monkeypat
         "  mcm: 2 prompts of class names, about 1 s",
         "  neglabel: 2 prompts of class names and 70,768 other texts, about 12 min",  # words of WordNet 3.0's list
         "  energy[templates=openai7]: 14 prompts of class names, about 1 s",
-        "  at most 70,786 to encode, about 12 min, at 100 a second on this machine; those that are stored are not "
-        "encoded again, and all are kept for later runs with this encoder",
+        "  at most 70,786 to encode, about 12 min, at 100 per second on this machine; stored texts are not "
+        "encoded again, and new ones are stored for later runs with this encoder",
     ]
     lines = text.splitlines()
     assert "    sees gradient at test time" in lines and "ID images" not in text  # the threshold is given
@@ -49,7 +49,7 @@ def test_few_texts_are_not_timed_and_a_fitted_method_has_none(plan: Plan, monkey
     jobs = [(job, True) for job in plan.jobs if job.info.name in ("mcm", "neglabel")]
     assert text_counts.text_counts(plan, jobs) == [TextCount("mcm", 2, None), TextCount("neglabel", 2, None)]
     few = dataclasses.replace(plan, jobs=plan.jobs[:1])
-    assert "  mcm: 2 prompts of class names\n  at most 2 to encode; those" in plan_text(few)
+    assert "  mcm: 2 prompts of class names\n  at most 2 to encode; stored" in plan_text(few)
 
 
 def test_prompts_are_timed_with_the_encoder(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Names become printable at every exit."""
+"""Names are made printable wherever they are printed."""
 
 import unicodedata
 
@@ -24,12 +24,12 @@ from oodbench.errors import printable
         ("", ""),
     ],
 )
-def test_what_cannot_be_seen_becomes_an_escape_and_letters_stay(text: str, seen: str) -> None:
+def test_invisible_characters_are_escaped_and_letters_kept(text: str, seen: str) -> None:
     assert printable(text) == seen
     assert printable(seen) == seen
 
 
-def test_no_character_of_unicode_comes_out_that_controls_a_terminal_or_breaks_a_line() -> None:
+def test_no_control_or_line_break_of_unicode_is_printed() -> None:
     whole = printable("".join(map(chr, (*range(0x32000), *range(0xE0000, 0xE0200), 0x10FFFF))))
     assert not {unicodedata.category(c) for c in set(whole)} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     assert len(whole.splitlines()) == 1

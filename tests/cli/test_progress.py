@@ -1,4 +1,4 @@
-"""The live view: what it says of workers, as a terminal gets it, and its silence elsewhere."""
+"""Progress bars: the summary of workers, output in a terminal, and none elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.processes import Command, command
 from tests.report.test_report import failed, result
 
 
-def test_workers_are_told_with_their_speeds() -> None:
+def test_summary_of_workers_has_their_speeds() -> None:
     with RunProgress() as progress:
         told = progress.watch.event
         for name in ("a/1", "b/2"):
@@ -40,7 +40,7 @@ def test_workers_are_told_with_their_speeds() -> None:
 
 
 def on_a_terminal(start: Callable[[int], Command | subprocess.Popen[bytes]]) -> str:
-    """What a terminal, given as its file descriptor, gets from a command that ends well."""
+    """The output of a successful command to a terminal."""
     ours, theirs = pty.openpty()
     run = start(theirs)
     os.close(theirs)
@@ -70,7 +70,7 @@ def python_on_a_terminal(code: str) -> str:
     return on_a_terminal(start)
 
 
-def test_names_are_shown_as_they_are() -> None:
+def test_names_are_not_parsed_as_markup() -> None:
     code = (
         "from oodbench.cli.progress import ProgressBars\n"
         "with ProgressBars('images') as bars:\n"
@@ -126,7 +126,7 @@ def test_a_training_without_a_terminal_logs_lines(caplog: pytest.LogCaptureFixtu
     assert "199 samples/s" in lines[-2] or "200 samples/s" in lines[-2]
 
 
-def test_messages_stand_above_the_bars_and_a_spinner_shows_what_takes_long() -> None:
+def test_messages_are_above_bars_and_a_spinner_shows_slow_blocks() -> None:
     code = (
         "import logging, sys, time, warnings\n"
         "from oodbench.cli.output import configure_logging, note\n"

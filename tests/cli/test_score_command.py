@@ -1,4 +1,4 @@
-"""`oodbench score` and `oodbench explain`: the benchmark's numbers, decisions, and what a user may get wrong."""
+"""`oodbench score` and `oodbench explain`: scores equal to the benchmark's, decisions, and wrong input."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_scores_with_a_decision(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_saved_detector_needs_no_more_words(place: Path, tmp_path: Path) -> None:
+def test_a_saved_detector_needs_no_other_options(place: Path, tmp_path: Path) -> None:
     usual = ("score", "--method", "energy", "--classes", "names.txt", "--set", "energy.temperature=2")
     kept = str(tmp_path / "kept")
     first = call(place, *usual, "new", "--threshold-from", "photos", "--save", kept)
@@ -171,10 +171,10 @@ def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None
         (("--method", "mcm", "--classes", "names.txt", "--output", "x.txt"), "must end in .csv or .parquet"),
         (("--method", "mcm", "--classes", "names.txt", "--output", "no/x.csv"), "there is no folder"),
         (("--method", "mcm", "--classes", "names.txt", "--set", "msp.scale=1"), "--set msp.scale: the method is mcm"),
-        (("--method", "mcm", "--classes", "names.txt", "--threshold", "1", "--threshold-from", "new"), "give one"),
+        (("--method", "mcm", "--classes", "names.txt", "--threshold", "1", "--threshold-from", "new"), "not both"),
         (("--method", "mcm", "--classes", "names.txt", "--threshold-from", "nowhere"), "nowhere cannot be read"),
-        (("--method", "mcm", "--classes", "names.txt", "--threshold", "nan"), "--threshold nan: a finite number"),
-        (("--method", "mcm", "--classes", "names.txt", "--tpr", "0.9"), "give that, too"),
+        (("--method", "mcm", "--classes", "names.txt", "--threshold", "nan"), "--threshold nan is not a finite number"),
+        (("--method", "mcm", "--classes", "names.txt", "--tpr", "0.9"), "it needs ID images: --threshold-from DIR"),
         (
             ("--method", "mcm", "--classes", "names.txt", "--threshold-from", "new", "--tpr", "95"),
             "tpr takes a fraction",
@@ -183,23 +183,23 @@ def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None
         (("--detector", "new"), "new holds no detector"),
         (
             ("--method", "mcm", "--classes", "names.txt", "--output", "folder.csv"),
-            "--output folder.csv: that is a folder",
+            "--output folder.csv is a folder",
         ),
     ],
 )
-def test_what_cannot_be_done_says_why(arguments: tuple[str, ...], said: str, place: Path) -> None:
+def test_refusals_state_the_reason(arguments: tuple[str, ...], said: str, place: Path) -> None:
     done = call(place, "score", "new", *arguments)
     assert (done.exit_code, done.stdout) == (2, "") and said in done.stderr and "Traceback" not in done.output
 
 
-def test_images_that_are_not_there_are_told_before_anything_is_fitted(place: Path, tmp_path: Path) -> None:
+def test_missing_images_are_reported_before_fitting(place: Path, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     usual = ("score", "--method", "react", "--classes", "names.txt", "--threshold-from", "photos", "--store", store)
     done = call(place, *usual, "nowhere.png")
     assert done.exit_code == 2 and "nowhere.png cannot be read" in done.stderr and not (tmp_path / "store").exists()
 
 
-def test_what_may_mislead_is_told_as_a_run_tells_it(place: Path, tmp_path: Path, caplog: Any) -> None:
+def test_notes_on_the_data_are_those_of_a_run(place: Path, tmp_path: Path, caplog: Any) -> None:
     deep = tmp_path / "deep"
     deep.mkdir()
     for i in range(3):
@@ -274,8 +274,8 @@ def test_explain_ranks_an_image_among_stored_scores(place: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_scores_after_another_calibration_rank_nothing(place: Path, tmp_path: Path) -> None:
-    """Rows of a run with --limit calibrated on fewer images, so that their scores are of another scale."""
+def test_scores_after_another_calibration_are_not_ranked(place: Path, tmp_path: Path) -> None:
+    """A run with --limit calibrates on fewer images, so its scores have another scale."""
     oodbench.run("react,mcm", ood="glyphs-letters", limit=20, results=str(tmp_path), bootstrap=0)
     request = request_from(methods="react,mcm", out=tmp_path)
     (one,) = explanation.explain(request, [place / "new/letters-000.png"])
@@ -382,7 +382,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_an_id_set_of_one_s_own_is_run_explained_and_scored_by_its_name(own: Path) -> None:
+def test_a_declared_id_set_is_run_explained_and_scored_by_name(own: Path) -> None:
     def done(*arguments: str) -> Result:
         result = call(own, *arguments)
         assert result.exit_code == 0, result.output
@@ -423,7 +423,7 @@ def test_an_id_set_of_one_s_own_is_run_explained_and_scored_by_its_name(own: Pat
 
 
 @pytest.mark.slow
-def test_scores_that_are_all_the_same_are_told(place: Path, tmp_path: Path) -> None:
+def test_equal_scores_of_all_images_are_noted(place: Path, tmp_path: Path) -> None:
     """MCM of one class is the softmax over one class, whatever the image."""
     (tmp_path / "one.txt").write_text("anchor\n")
     usual = ("score", "--method", "mcm", "--classes", str(tmp_path / "one.txt"), "--store", str(tmp_path / "store"))

@@ -1,4 +1,4 @@
-"""Names of commands and options in earlier versions: refused with the command of today, before anything is done."""
+"""Names of commands and options in earlier versions: refused with the current command, before anything is done."""
 
 from __future__ import annotations
 
@@ -138,5 +138,5 @@ def test_python_takes_results_and_warns_of_out(monkeypatch: pytest.MonkeyPatch) 
         call("mcm", results="new")
     with pytest.warns(DeprecationWarning, match="write results="), pytest.raises(UserError, match=r"^old$"):
         call("mcm", out="old")
-    with pytest.raises(UserError, match="out and results"):
+    with pytest.raises(UserError, match="old name of results="):
         call("mcm", out="old", results="new")

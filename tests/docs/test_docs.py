@@ -1,4 +1,4 @@
-"""The documents say what is true: generated parts, links, the method with notes in the margin."""
+"""The documentation is up to date: generated parts, links, the annotated method."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_links_lead_to_files(page: str) -> None:
         assert (ROOT / named).exists(), named
 
 
-def test_every_file_says_what_it_is_for() -> None:
+def test_every_file_has_a_docstring() -> None:
     for path in [p for f in ("oodbench", "methods", "tests", "docs") for p in (ROOT / f).rglob("*.py")]:
         assert path.read_text(encoding="utf-8").startswith(('"""', 'r"""')), path
 
 
-def test_the_notes_in_the_margin_are_on_the_method_as_it_is() -> None:
-    """The pieces of code, one after the other, are methods/mcm.py to the character."""
+def test_the_annotated_method_equals_its_source() -> None:
+    """The concatenated pieces of code equal methods/mcm.py."""
     page = (ROOT / "docs/adding-a-method.md").read_text(encoding="utf-8")
     section = page[page.index("## One method") : page.index("## Your own")]
     pieces = re.findall(r"```python\n(.*?)```\n\n> ", section, re.DOTALL)
@@ -54,7 +54,7 @@ def test_the_notes_in_the_margin_are_on_the_method_as_it_is() -> None:
 
 
 def test_pages_of_methods_have_commands_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Click reads each of them, of each method; links to other methods lead to their pages."""
+    """Click parses the commands of every method; links to other methods lead to their pages."""
     monkeypatch.syspath_prepend(ROOT / "docs")
     pages = importlib.import_module("method_pages")
     made = {info.name: pages.page(info) for infos in pages.built_in().values() for info in infos}
@@ -72,7 +72,7 @@ def test_pages_of_methods_have_commands_that_exist(monkeypatch: pytest.MonkeyPat
     assert "neglabel" in made["csp"] and "](neglabel.md)" in made["csp"]
 
 
-def test_scripts_of_clusters_are_sound() -> None:
+def test_cluster_scripts_are_valid() -> None:
     """bash reads the one for Slurm; the one for Kubernetes is YAML whose command exists. Nothing here runs them."""
     page = (ROOT / "docs/scaling-out.md").read_text(encoding="utf-8")
     script, manifest = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("bash", "yaml"))

@@ -99,8 +99,8 @@ def installed() -> dict[str, MethodInfo]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md" and [*spoken(page)]])
-def test_commands_are_such(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Commands, options and their types exist; of runs that nothing runs also methods, hyper-parameters and sets."""
+def test_commands_are_valid(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commands, options and types are valid; for runs that no test executes, also methods, parameters and sets."""
     asked: list[tuple[str, dict[str, Any]]] = []
     own = re.findall(r"oodbench (?:datasets|benchmarks) add ([\w.-]+)", (ROOT / page).read_text(encoding="utf-8"))
     monkeypatch.setattr(click.Command, "invoke", lambda self, ctx: asked.append((self.name or "", ctx.params)))
@@ -125,7 +125,7 @@ def test_commands_are_such(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path:
                     catalogue.protocol(given["id_"], [one for one in given["ood"].split(",") if one])
 
 
-def test_what_runs_elsewhere_runs_there() -> None:
+def test_pages_run_by_other_tests() -> None:
     for page, runner in ELSEWHERE.items():
         assert page in (ROOT / runner).read_text(encoding="utf-8")
 
@@ -169,7 +169,7 @@ def same(shown: str, printed: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runs_here(page)])
 def test_pages_can_be_followed(page: str, tmp_path: Path) -> None:
-    """In an empty folder, after a first run: files are saved, commands and Python run, and what is shown is printed."""
+    """In an empty folder after a first run: save files, run commands and Python, compare the shown output."""
     env = {
         **os.environ,
         **after_first_run(tmp_path),

@@ -1,4 +1,4 @@
-"""The notebook runs offline from beginning to end, and shows what it says."""
+"""The notebook runs offline from beginning to end, with the output that its text states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The site: built offline and strictly, and read in a browser as a visitor does."""
+"""The site: built offline in strict mode, and opened in a browser."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def published(info: MethodInfo) -> list[str]:
 
 
 def test_every_page_is_there(site: Path) -> None:
-    """Each with its title, in the navigation, and no generated part left as a comment alone."""
+    """Each has its title, is in the navigation, and has all generated parts."""
     pages = [path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.md")]
     methods = [f"methods/{info.name}.html" for info in METHODS]
     index = (site / "index.html").read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ def test_every_page_is_there(site: Path) -> None:
     assert f"oodbench {version('oodbench')}" in index and 'rel="edit"' not in index  # no address of the code is known
 
 
-def test_the_page_of_a_method_says_all_of_it(site: Path) -> None:
+def test_the_page_of_a_method_is_complete(site: Path) -> None:
     page = (site / "methods/neglabel.html").read_text(encoding="utf-8")
     [info] = [info for info in METHODS if info.name == "neglabel"]
     assert all(f"<code>{one.name}</code>" in page for one in info.parameters)
@@ -108,7 +108,7 @@ def test_the_page_of_a_method_says_all_of_it(site: Path) -> None:
     assert "94.21" in page, "the mean AUROC of the paper"
 
 
-def test_pages_stand_on_their_own(site: Path, address: str, browser: Browser) -> None:
+def test_pages_are_self_contained(site: Path, address: str, browser: Browser) -> None:
     """No request leaves for another host, the console stays clean, nothing is missing, all fits a phone.
 
     The pages of methods are made alike: those with the most hyper-parameters, symbols and published results are opened.

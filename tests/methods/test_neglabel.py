@@ -387,9 +387,9 @@ def test_the_listing_names_the_words_that_are_class_names(tmp_path: Path) -> Non
     assert "5 negative words for Glyphs" in told[0]
     assert "  ID: 1 of 50: anchor" in told
     assert "  Textures: 1 of 24: spiral" in told
-    assert "  Digits: class names are not known" in told
+    assert "  Digits: class names are unknown" in told
     assert sum(line.endswith("  Anchor  [ID]") for line in told) == 1
     listed = [(float(line.split()[0]), line[9:]) for line in told[-5:]]
     assert listed == sorted(listed)
-    with pytest.raises(UserError, match="mcm mines no words; one that does is neglabel"):
+    with pytest.raises(UserError, match="mcm mines no words; neglabel does"):
         describe_negatives(make_plan(request_from(methods="mcm")))

@@ -264,7 +264,7 @@ def test_the_number_of_calibration_images(place: Path, cli: Cli, tmp_path: Path)
         return done.stdout if done.returncode == 0 else done.stderr
 
     assert "react" in count("--calibration-limit", "all")
-    assert "'some' is not an integer, nor all" in count("--calibration-limit", "some")
+    assert "'some' is neither an integer nor all" in count("--calibration-limit", "some")
     ignored = make_plan(request(place, methods="react", shots=2)).notes
     assert "--shots 2 is ignored: no method of this run reads labels" in ignored
     for value, n in (("all", 18), (None, 18), (4, 4), (50_000, 18)):

@@ -72,7 +72,7 @@ def test_seeds_share_features(tmp_path: Path) -> None:
 def test_a_file_of_flags_names_seeds(seed: str, tmp_path: Path) -> None:
     (tmp_path / "flags.toml").write_text(seed)
     done = CliRunner().invoke(main, ["run", "--config", str(tmp_path / "flags.toml"), "--seed", "x"])
-    assert done.exit_code == 2 and "'x' is not an integer" in done.output
+    assert done.exit_code == 2 and "'x' is neither an integer nor a list" in done.output
     (tmp_path / "wrong.toml").write_text("seed = 1.7")
     done = CliRunner().invoke(main, ["run", "--config", str(tmp_path / "wrong.toml")])
     assert "takes a integers, not 1.7" in done.output

@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
-    """Opens a page of its own; nothing in it may fail, ask the network, or open a dialog of the browser."""
+    """Opens a new page; it may not fail, use the network, or open a browser dialog."""
     said: list[str] = []
     own: set[str] = set()
     contexts = []

@@ -14,7 +14,7 @@ NONE = {"auroc": None, "fpr95": None, "fpr95_ood": None}
 
 
 def part(values: Values | None, n: int = 1000, n_id: int = 500) -> dict[str, Any]:
-    """A part of a stream; without values it has images of one kind only."""
+    """A part of a stream; without values it has only ID or only OOD images."""
     found = dict(zip(NONE, values, strict=True)) if values else NONE
     return {"n": n, "n_id": n_id if values else n, **found}
 

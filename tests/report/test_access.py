@@ -1,4 +1,4 @@
-"""What methods see, in tables: groups, marks within them, notes, and the columns of CSV."""
+"""Access of methods in tables: groups, marks within them, notes, and the columns of CSV."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def marks(table: report.Table, metric: int = 0) -> dict[str, str]:
     return {line.name: line.cells[4][metric].mark for line in table.lines}
 
 
-def test_lines_stand_in_the_first_group_that_fits() -> None:
+def test_lines_are_in_the_first_matching_group() -> None:
     rows = [result(f"m{place}", 0.9, seen) for place, seen in enumerate(CARDS)]
     (table,) = report.tables([result("gone", 0.9), *rows])
     assert [(line.section, line.name) for line in table.lines] == [
@@ -75,7 +75,7 @@ def test_best_and_second_are_marked_within_a_group_only() -> None:
     } == dict.fromkeys("ABCI", "")
 
 
-def test_what_does_not_differ_from_the_best_is_asked_within_a_group() -> None:
+def test_significance_is_tested_within_a_group() -> None:
     few = Access(id_images=True, id_labels=16).plain()
     rows = [result("a", 0.8, Access()), result("b", 0.7, Access())]
     rows += [dataclasses.replace(result(name, 0.9), access=few) for name in ("p", "q")]
@@ -125,11 +125,11 @@ def test_an_older_row_takes_the_card_of_its_method() -> None:
     assert from_json(json.dumps(old)).access == {}
 
 
-def test_the_card_is_no_part_of_the_digest() -> None:
+def test_the_digest_does_not_include_the_card() -> None:
     assert row("mcm").digest == row("mcm", access=Access(stream=True).plain()).digest
 
 
-def test_a_card_that_was_changed_by_hand_is_found() -> None:
+def test_an_edited_card_is_detected() -> None:
     react = registry.methods()["react"]
     changed = row("react", source=react.source, access=Access().plain())
     assert access_problem(changed).startswith("its access is Access(id_images=False")
@@ -138,7 +138,7 @@ def test_a_card_that_was_changed_by_hand_is_found() -> None:
     assert not access_problem(row("react", source=react.source)) and not access_problem(row("gone"))
 
 
-def test_a_card_that_cannot_be_read_is_not_trusted(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_card_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     (table,) = report.tables([row("mcm", access={"stream": "no"}), result("msp", 0.9, Access())])
     assert [line.section for line in table.lines] == ["Zero-shot", "Access not known"]
     assert "the access of mcm cannot be read: stream is True or False, not 'no'" in caplog.text
@@ -159,7 +159,7 @@ def test_csv_has_the_group_and_every_field() -> None:
     assert {f"access.{name}" for name in dataclasses.asdict(Access())} <= set(few)
 
 
-def test_the_projects_own_rows_stand_in_three_groups() -> None:
+def test_the_projects_own_results_are_in_three_groups() -> None:
     files = sorted((Path(__file__).parents[2] / "results/reference/glyphs").rglob("*.json"))
     (table,) = report.tables([read(file) for file in files])
     groups: dict[str, set[str]] = {}

@@ -69,7 +69,7 @@ def test_every_published_number_names_its_source() -> None:
         assert quote.cite and set(quote.cite) <= set(references()), quote.key
 
 
-def test_every_entry_says_where_the_work_appeared() -> None:
+def test_every_entry_has_a_venue() -> None:
     for key, entry in references().items():
         assert {"booktitle", "journal", "institution", "howpublished"} & set(entry.fields), key
         assert re.fullmatch(r"\d+--\d+", entry.fields.get("pages", "1--2")), key
@@ -87,7 +87,7 @@ def test_every_entry_is_cited() -> None:
     assert cited == set(references())
 
 
-def test_a_citation_gets_the_known_entry_and_an_unknown_one_an_entry_of_its_words() -> None:
+def test_citations_get_the_known_entry_or_a_parsed_one() -> None:
     (known,) = works("Wang et al., ICCV 2023, arXiv:2308.12213", "Mine")
     assert known is references()["wang2023-2308.12213"] and "Teaching CLIP to Say No" in known.fields["title"]
     assert known.fields["author"].split(" and ") == ["Wang, Hualiang", "Li, Yi", "Yao, Huifeng", "Li, Xiaomeng"]

@@ -45,7 +45,7 @@ def test_the_limit_is_twice_chance_or_three_standard_errors_above_it(classes: in
     assert chance_limit(classes, n) == pytest.approx(max(twice, errors), rel=1e-12)
 
 
-def test_who_guesses_is_named_and_who_knows_is_not() -> None:
+def test_only_guessing_encoders_are_at_chance() -> None:
     """Guesses of a uniform encoder, drawn, are at chance; 70 % right of few and of many classes are not."""
     random = np.random.default_rng(0)
     for classes, n in ((2, 100), (5, 500), (50, 1500), (1000, 1000)):
@@ -59,7 +59,7 @@ def test_who_guesses_is_named_and_who_knows_is_not() -> None:
     )
 
 
-def test_every_format_says_that_the_encoder_does_not_know_the_classes() -> None:
+def test_every_format_has_the_note_on_chance() -> None:
     (table,) = report.tables([result(0.12), result(0.15, title="Energy")])
     console = Console(width=500, file=io.StringIO(), color_system=None)
     with console.capture() as terminal:
@@ -82,7 +82,7 @@ def test_the_note_names_the_methods_that_guess() -> None:
     assert "or there are too few images to tell" in notes(result(0.6, classes=2, n=10))
 
 
-def test_an_auroc_below_one_half_is_said() -> None:
+def test_an_auroc_below_one_half_is_noted() -> None:
     assert notes(result(0.9, upper=0.51)) == ""
     said = notes(result(0.9, upper=0.49))
     assert said.startswith("AUROC below 50 % with its whole interval") and "(MCM on SUN)" in said
@@ -90,7 +90,7 @@ def test_an_auroc_below_one_half_is_said() -> None:
     assert said.count("does not seem to know") == 0
     both = notes(result(0.1, upper=0.3))
     assert both.count("the encoder does not seem to know these classes") == 2
-    assert "may not know these classes, which no ID accuracy shows" in notes(result(None, upper=0.3))
+    assert "may not know these classes (there is no ID accuracy to tell)" in notes(result(None, upper=0.3))
 
 
 def test_the_projects_own_rows_are_not_at_chance() -> None:

@@ -1,4 +1,4 @@
-"""Figures of a given width: exactly as wide, text of at least 6 points, none of it cut off or covering another."""
+"""Figures of a given width: exact width, text of at least 6 points, without clipping or overlaps."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def drawn_texts(plot: Plot) -> list[tuple[Text, Any]]:
 
 
 def problems(plot: Plot) -> list[str]:
-    """Texts that are smaller than 6 points, cut off at the edge of the figure, or cover each other."""
+    """Texts that are smaller than 6 points, clipped by the edge of the figure, or overlap."""
     texts = drawn_texts(plot)
     wide, high = plot.figure.get_size_inches() * DPI
     out = [f"{text.get_text()}: {text.get_fontsize()} points" for text, _ in texts if float(text.get_fontsize()) < 6]
@@ -166,13 +166,13 @@ def test_lengths(text: str, inches: float) -> None:
     [
         (
             ["--width", "wide"],
-            "--width 'wide' is no width; known: column (3.25 inches), page (6.875 inches), and lengths",
+            "--width 'wide' is not a width; known: column (3.25 inches), page (6.875 inches), and lengths",
         ),
-        (["--width", "-3"], "is no width"),
+        (["--width", "-3"], "is not a width"),
         (["--width", "1"], "--width 1 is 1 inches; figures are 2 to 30 inches wide"),
         (["--width", "900mm"], "is 35.4 inches"),
         (["--kind", "rok,overview"], "no figure 'rok'; did you mean 'roc'"),
-        (["--kind", "shots"], "no figure 'shots': it needs results with two numbers of labelled images a class"),
+        (["--kind", "shots"], "no figure 'shots': it needs results with two numbers of labelled images per class"),
         (["--kind", "encoders,stream"], "no figure 'encoders': it needs results of two encoders"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Pictures: what they draw against independent formulas, names of any kind, files that come out the same every time."""
+"""Figures: drawn values against independent formulas, names of any kind, reproducible files."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def call(*arguments: str | Path) -> Any:
 # What is drawn
 
 
-def test_roc_curves_are_those_of_scikit_learn(tmp_path: Path) -> None:
+def test_roc_curves_equal_scikit_learn(tmp_path: Path) -> None:
     all_scores = toy(tmp_path)
     (picture,) = drawn(tmp_path, kinds=["roc"])
     rows = from_folder(tmp_path).results
@@ -203,14 +203,14 @@ def test_histograms_count_as_numpy_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [np.zeros(20), np.full(20, -np.inf), np.full(20, 1e300)])
-def test_scores_that_are_all_one_are_drawn(values: np.ndarray, tmp_path: Path) -> None:
+def test_constant_scores_are_drawn(values: np.ndarray, tmp_path: Path) -> None:
     lay(tmp_path, "m", {"cats": values, "sun": values})
     lay(tmp_path, "other", scores_of(0, 20, ("sun",)) | {"sun": np.arange(20.0)})
     found = {picture.kind: picture for picture in drawn(tmp_path, kinds=DRAWN) if picture.png()}
     assert "–" in texts(found["ranks"].figure) and "has no ranks" in found["ranks"].caption
 
 
-def test_rank_correlations_are_those_of_scipy(tmp_path: Path) -> None:
+def test_rank_correlations_equal_scipy(tmp_path: Path) -> None:
     all_scores = toy(tmp_path)
     (picture,) = drawn(tmp_path, kinds=["ranks"])
     both = np.stack([np.concatenate(list(scores.values())) for scores in all_scores])
@@ -244,7 +244,7 @@ def test_the_overview_has_means_and_their_intervals() -> None:
 
 
 @pytest.mark.slow
-def test_labels_of_many_methods_cover_neither_each_other_nor_a_point(tmp_path: Path) -> None:
+def test_labels_of_many_methods_do_not_overlap(tmp_path: Path) -> None:
     for i in range(40):
         scores = scores_of(i % 5, 60, ("sun",))
         lay(tmp_path, f"a method called {i}", scores | {"sun": scores["sun"] - 0.01 * i})
@@ -295,7 +295,7 @@ def test_images_of_another_list_are_never_shown(caplog: pytest.LogCaptureFixture
     changed = dataclasses.replace(row, ood=others, id=dataclasses.replace(row.id, list_digest="0" * 64))
     paths = {changed.digest: found.paths[row.digest]}
     assert not list(plots([changed], paths, kinds=["mistakes"]))
-    assert caplog.text.count("is not the list of images that was scored") == 5
+    assert caplog.text.count("are not the list of images that was scored") == 5
     changed = dataclasses.replace(row, ood=(*others[:3], row.ood[3]), classes={**row.classes, "digest": "1" * 64})
     (picture,) = plots([changed], {changed.digest: found.paths[row.digest]}, kinds=["mistakes"])
     assert "not shown: Other symbols, Letters, Textures." in picture.caption
@@ -304,7 +304,7 @@ def test_images_of_another_list_are_never_shown(caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.slow
-def test_images_that_are_not_there_are_told(tmp_path: Path) -> None:
+def test_missing_images_are_reported(tmp_path: Path) -> None:
     toy(tmp_path, methods=2)
     done = call("--results", tmp_path, "--format", "figures", "-o", tmp_path / "out", "--data", tmp_path / "nowhere")
     assert done.exit_code == 0 and done.stderr.count("wrote 6 figures to ") == 1
@@ -314,7 +314,7 @@ def test_images_that_are_not_there_are_told(tmp_path: Path) -> None:
 # Rows that cannot be drawn
 
 
-def test_rows_whose_scores_do_not_fit_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_results_with_other_scores_are_omitted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     all_scores = toy(tmp_path, methods=5)
     files = sorted(tmp_path.rglob("*.parquet"))
     files[0].unlink()
@@ -408,7 +408,7 @@ def test_files_are_the_same_whatever_the_users_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_figure_outlives_its_picture(tmp_path: Path) -> None:
+def test_figures_are_freed(tmp_path: Path) -> None:
     toy(tmp_path, methods=4)
     found = from_folder(tmp_path)
     alive: list[Any] = []
@@ -450,7 +450,7 @@ def test_the_command_writes_the_same_files_twice(process: Cli, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_tables_of_one_benchmark_have_names_of_their_own(tmp_path: Path) -> None:
+def test_tables_of_one_benchmark_have_distinct_names(tmp_path: Path) -> None:
     for i, encoder in enumerate(("ViT-B-16/openai", "ViT-L-14/openai", "ViT-L-14/openai")):
         card = {"name": encoder, "slug": encoder.replace("/", "-"), "weights": str(i)}
         lay(tmp_path, "m", scores_of(i, 50, ("sun", "dtd")), encoder=card)
@@ -468,23 +468,23 @@ def test_tables_of_one_benchmark_have_names_of_their_own(tmp_path: Path) -> None
         (["--format", "figures", "-o", "{tmp}/file"], "cannot write figures to {tmp}/file"),
         (
             ["--format", "figures", "-o", "{tmp}/out", "--cite", "--bib"],
-            "nothing else: run --bib, --cite by itself",
+            "use --bib, --cite in a separate command",
         ),
-        (["--format", "figures", "-o", "{tmp}/out", "--verify"], "run --verify by itself"),
+        (["--format", "figures", "-o", "{tmp}/out", "--verify"], "use --verify in a separate command"),
         (
             ["--format", "figures", "-o", "{tmp}/out", "--metrics", "fpr95", "--decimals", "1", "--no-tests"],
-            "run --metrics, --decimals, --tests by itself",
+            "use --metrics, --decimals, --tests in a separate command",
         ),
-        (["--format", "html", "--no-figures", "--data", "{tmp}"], "it goes with --format figures"),
+        (["--format", "html", "--no-figures", "--data", "{tmp}"], "use it with --format figures"),
         (["--format", "figures", "-o", "{tmp}/out", "--methods", "m9"], "no results of method 'm9'; known: m00"),
         (
             ["--format", "figures", "-o", "{tmp}/out", "--ood", "sum"],
             "no results with OOD set 'sum'; did you mean 'sun'",
         ),
-        (["--data", "{tmp}"], "it goes with --format figures"),
+        (["--data", "{tmp}"], "use it with --format figures"),
     ],
 )
-def test_requests_that_cannot_be_followed(flags: list[str], said: str, tmp_path: Path) -> None:
+def test_invalid_requests_are_refused(flags: list[str], said: str, tmp_path: Path) -> None:
     toy(tmp_path, methods=1)
     (tmp_path / "file").write_text("")
     done = call("--results", tmp_path, *(flag.format(tmp=tmp_path) for flag in flags))
@@ -492,7 +492,7 @@ def test_requests_that_cannot_be_followed(flags: list[str], said: str, tmp_path:
     assert not (tmp_path / "out").exists() and not list(tmp_path.rglob("*.tmp"))
 
 
-def test_pictures_are_not_loaded_for_tables(tmp_path: Path) -> None:
+def test_tables_do_not_import_matplotlib(tmp_path: Path) -> None:
     toy(tmp_path, methods=1)
     code = (
         "import sys\nimport oodbench.report.figures\nfrom oodbench.cli import main\n"
@@ -554,7 +554,7 @@ def test_hostile_names_on_real_files(cli: Cli, process: Cli, tmp_path: Path) -> 
         "--methods",
         "mcm",
     )
-    assert "is not the list of images that was scored" in again.stderr
+    assert "are not the list of images that was scored" in again.stderr
     assert "not available, so not shown: other" in (tmp_path / "out/captions.txt").read_text()
 
 

@@ -123,7 +123,7 @@ def test_encoders_are_in_the_order_of_their_operations() -> None:
     assert plot.name == "toy-encoders" and "ascending order of the multiply-adds" in plot.caption
 
 
-def test_tables_that_differ_in_more_than_their_encoder_are_no_figure() -> None:
+def test_tables_must_differ_only_in_the_encoder() -> None:
     one, other = ([row(encoder=card(name))] for name in ("ViT-B-32", "ViT-B-16"))
     halved = [row(encoder=card("ViT-B-16"), run={"seed": 0, "precision": "fp16", "limit": None, "device": "cpu"})]
     assert len(list(encoder_plots([one, other], FigureOptions()))) == 1
@@ -166,7 +166,7 @@ def test_metrics_by_hyper_parameter() -> None:
     assert [text.get_text() for text in panel.get_xticklabels()] == ["0.01", "1", "10"]
 
 
-def test_what_else_differs_is_another_panel_and_a_default_may_be_no_number() -> None:
+def test_other_differences_are_other_panels_and_a_default_need_not_be_a_number() -> None:
     other = {"rule": "mean"}
     rows = [
         *(swept(k, 0.5 + k / 100, default=None) for k in (None, 5, 10) if k),
@@ -186,7 +186,7 @@ def test_what_else_differs_is_another_panel_and_a_default_may_be_no_number() -> 
     assert not [one for one in panels[1].lines if str(one.get_gid()).startswith("default")]
 
 
-def test_one_value_is_no_figure() -> None:
+def test_one_value_gives_no_figure() -> None:
     assert not sweep_plots([swept(1.0, 0.8), swept(1.0, 0.7, 1), row("mcm")])
     assert not sweep_plots([swept(1.0, 0.8), swept(2.0, 0.7, source="other")]), "other code is another method"
 

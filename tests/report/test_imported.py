@@ -1,4 +1,4 @@
-"""Imported rows beside others: what is not known about them is not taken for granted."""
+"""Imported results in tables with others: unknown facts are not assumed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_imports_that_saw_different_data_are_not_averaged() -> None:
     assert len(table.lines) == 1 and table.lines[0].cells[0][0].text == "85.00"
 
 
-def test_imports_of_streams_are_not_ranked_as_their_protocol_is_not_known() -> None:
+def test_imports_of_streams_are_not_ranked() -> None:
     pair = [imported(name, value, value, access=Access(stream=True)) for name, value in (("a", 0.8), ("b", 0.9))]
     (table,) = report.tables(pair)
     assert not any(cell.mark for line in table.lines for group in line.cells for cell in group)
@@ -41,7 +41,7 @@ def test_imports_of_streams_are_not_ranked_as_their_protocol_is_not_known() -> N
     assert any(cell.mark for line in ranked.lines for group in line.cells for cell in group)
 
 
-def test_a_part_of_a_set_is_not_the_same_images_because_there_are_as_many() -> None:
+def test_partial_sets_of_equal_size_may_differ() -> None:
     def part(one: Result, digest: str) -> Result:
         sets = tuple(dataclasses.replace(x, n=40, expected=100, list_digest=digest) for x in one.ood)
         id = dataclasses.replace(one.id, n=40, expected=100, list_digest=digest)

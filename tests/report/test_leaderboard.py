@@ -1,4 +1,4 @@
-"""The leaderboard: what counts and as what, what is ranked with what, and the page in a real browser."""
+"""The leaderboard: evidence, ranking, and the page in a real browser."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def submit(folder: Path, result: Result, handle: str, **stated: object) -> Path:
 
 
 def board(folder: Path, *folders: Path, published: list[Quote] | None = None, **options: Any) -> dict[str, Any]:
-    """The data of a page, which a leaderboard of some folders writes."""
+    """The data of the page of some folders."""
     write(folder, collect(folders, folder), published or [], **options)
     found: dict[str, Any] = json.loads((folder / "leaderboard.json").read_text())
     return found
@@ -101,7 +101,7 @@ def names(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in found["rows"]}
 
 
-def test_evidence_is_what_was_checked(tmp_path: Path) -> None:
+def test_evidence_of_checks(tmp_path: Path) -> None:
     results = tmp_path / "results" / "runs"
     one, scores = scored()
     save(results / "good.json", dataclasses.replace(one, title="GOOD"), scores)
@@ -169,12 +169,15 @@ def test_refusals(cli: Cli, tmp_path: Path) -> None:
     for arguments, remedy in (
         (("missing", "--output", "site"), "make one with: oodbench run --results missing"),
         (("results/one.json", "--output", "site"), "name the folder: oodbench leaderboard results"),
-        (("empty", "--output", "site"), "empty holds no results; make some with: oodbench run --results empty"),
+        (("empty", "--output", "site"), "empty has no results; create some with: oodbench run --results empty"),
         (("--no-quoted", "--no-reference", "--output", "site"), "leave out --no-quoted"),
         (("results", "--output", "results/one.json"), "is a file; name a folder"),
         (("results", "--output", "results/one.json/site"), "cannot be written"),
-        (("results", "--output", "site", "--repository", "javascript:alert(1)"), "is no address such as https://"),
-        (("results", "--output", "site", "--repository", "https://u:secret@host/x"), "is no address such as https://"),
+        (("results", "--output", "site", "--repository", "javascript:alert(1)"), "is not an address such as https://"),
+        (
+            ("results", "--output", "site", "--repository", "https://u:secret@host/x"),
+            "is not an address such as https://",
+        ),
         (("results",), "--output"),
     ):
         given = arguments if "--no-quoted" in arguments else (*arguments, "--no-quoted", "--no-reference")
@@ -183,7 +186,7 @@ def test_refusals(cli: Cli, tmp_path: Path) -> None:
         assert not (tmp_path / "site").exists() and results.is_dir()
 
 
-def test_rows_that_are_not_ranked_say_why(tmp_path: Path) -> None:
+def test_unranked_rows_state_the_reason(tmp_path: Path) -> None:
     whole = row()
     part = dataclasses.replace(whole.ood[0], n=100)
     skipping = dataclasses.replace(whole.ood[0], skipped=3)
@@ -208,12 +211,12 @@ def test_rows_that_are_not_ranked_say_why(tmp_path: Path) -> None:
         "@skipped": "SUN: 3 images skipped",
         "@sets": "OOD sets are missing: inaturalist, places, textures",
         "@failed": "the method failed: out of memory",
-        "@nobody": "what the method sees is not known",
+        "@nobody": "the access of the method is unknown",
     }
 
 
 def test_seeds_are_averaged_within_one_source(tmp_path: Path) -> None:
-    """Equal seeds of two labs are two rows: nobody can move another's average."""
+    """Equal seeds of two labs are two rows, so that no lab can change another's average."""
     for handle, seeds, value in (("ann", (0, 1), 0.9), ("bob", (0, 1), 0.5)):
         for seed in seeds:
             ood = tuple(dataclasses.replace(s, auroc=value + seed / 100) for s in row().ood)
@@ -223,7 +226,7 @@ def test_seeds_are_averaged_within_one_source(tmp_path: Path) -> None:
     assert means == {"@ann": ("MCM, 2 seeds", pytest.approx(0.905)), "@bob": ("MCM, 2 seeds", pytest.approx(0.505))}
 
 
-def test_settings_and_streams_have_scopes_of_their_own(tmp_path: Path) -> None:
+def test_settings_and_streams_have_separate_scopes(tmp_path: Path) -> None:
     results = tmp_path / "results" / "runs"
     save(results / "a.json", row("mcm"))
     save(results / "b.json", row("msp", run={**row().run, "precision": "bf16"}))
@@ -253,7 +256,7 @@ def test_published_rows_are_ranked_with_measured_ones_of_their_encoder(tmp_path:
     assert unstated["encoder"] == "ViT-B-16 (weights not stated)" != openai["encoder"]
 
 
-def test_other_json_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_json_files_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path / "results" / "a.json", row())
     for name, text in (("speed", '{"seconds": 1}'), ("list", "[1]")):
         (tmp_path / "results" / f"{name}.json").write_text(text)
@@ -261,12 +264,12 @@ def test_other_json_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture
     found = collect([tmp_path / "results"])
     assert len(found.results) == 1 and next(iter(found.unreadable.values())).startswith("torn.json is not JSON")
     assert sorted(message.split("/")[-1] for message in caplog.messages) == [
-        "list.json is JSON, but no result: skipped",
-        "speed.json is JSON, but no result: skipped",
+        "list.json is JSON, but not a result: skipped",
+        "speed.json is JSON, but not a result: skipped",
     ]
 
 
-def test_a_submission_states_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_have_the_statement_of_a_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = submit(Path("submissions"), row(), "ann", paper="2211.13445")
     (one,) = board(tmp_path / "site", Path("submissions"), repository="https://example.org/tree/main/")["rows"]
@@ -319,7 +322,7 @@ def test_a_third_publication_agrees_with_all_or_none() -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of the first day: published numbers, and the project's own results without their scores."""
+    """A page of published numbers and the project's own results, without scores."""
     folder = tmp_path_factory.mktemp("leaderboard")
     for path in (ROOT / "results/reference/glyphs/glyphs").glob("*.json"):
         (folder / "glyphs").mkdir(exist_ok=True)
@@ -372,7 +375,7 @@ def head(page: Page, block: str, metric: str) -> Any:
 
 
 @pytest.mark.slow
-def test_the_page_ranks_like_with_like(site: Path, visit: Open) -> None:
+def test_the_page_ranks_within_sections(site: Path, visit: Open) -> None:
     page = visit(site / "index.html")
     assert page.get_by_role("tab", selected=True).inner_text().startswith("ImageNet-1k, MOS protocol")
     files = stated()
@@ -416,7 +419,7 @@ def test_the_page_ranks_like_with_like(site: Path, visit: Open) -> None:
 
 
 @pytest.mark.slow
-def test_state_is_in_the_address_and_keys_are_enough(site: Path, visit: Open) -> None:
+def test_the_address_has_the_state_and_the_keyboard_suffices(site: Path, visit: Open) -> None:
     page = visit(site / "index.html")
     page.locator("#words").fill("neg")
     assert line_names(page) and all("neg" in name.lower() for name in line_names(page))

@@ -165,7 +165,7 @@ def test_filters_rows_and_hides_sets(glyphs: Path, visit: Open) -> None:
     }
     assert widths == {"Near OOD": 2, "Far OOD": 6}
     count = page.locator("#count").inner_text()
-    assert "1 of 4 OOD sets hidden. Marks and averages are those of complete tables." in count
+    assert "1 of 4 OOD sets hidden. Marks and averages are for the complete tables." in count
     page.get_by_label("Other symbols").uncheck()
     assert not page.locator(".groups th", has_text="Near OOD").is_visible()
     head(page, "glyphs-digits", "auroc").click()
@@ -173,7 +173,7 @@ def test_filters_rows_and_hides_sets(glyphs: Path, visit: Open) -> None:
     assert names(page) == grouped(sorted(rows, key=lambda t: rows[t]["ood"][3]["auroc"], reverse=True))
 
 
-def test_a_cell_leads_to_its_row(glyphs: Path, visit: Open, cli: Cli) -> None:
+def test_a_cell_opens_its_result(glyphs: Path, visit: Open, cli: Cli) -> None:
     page, one = visit(glyphs), stored()["CLIPN"]
     letters = next(s for s in one["ood"] if s["dataset"] == "glyphs-letters")
     cell(page, "CLIPN", "glyphs-letters", "auroc").click()
@@ -226,7 +226,7 @@ def test_a_cell_has_an_address(glyphs: Path, visit: Open) -> None:
     assert not visit(glyphs, "#%E0%A4%A").locator("dialog").is_visible()
 
 
-def test_pictures_are_in_the_page(glyphs: Path, visit: Open) -> None:
+def test_figures_are_in_the_page(glyphs: Path, visit: Open) -> None:
     page = visit(glyphs)
     size = glyphs.stat().st_size
     said = re.search(r"(\d+) figures, ([\d.]+) MB of this page", page.locator("header").inner_text())
@@ -301,7 +301,7 @@ def test_dashes_come_last_and_sections_stay(cli: Cli, tmp_path: Path, visit: Ope
     assert names(page) == ["OTHER"]
 
 
-def test_seeds_and_quotes_lead_somewhere_too(cli: Cli, tmp_path: Path, visit: Open) -> None:
+def test_seeds_and_quotes_have_provenance(cli: Cli, tmp_path: Path, visit: Open) -> None:
     rows = [row("mcm", 0.9, seed, benchmark="mos") for seed in (0, 1)] + [row("clipn", 0.8, benchmark="mos")]
     rows[1] = dataclasses.replace(rows[1], ood=row("mcm", 0.92).ood)
     page = visit(written(cli, lay(tmp_path / "results", *rows), "--seeds", "--quote", "clipn:paper"))
@@ -321,7 +321,7 @@ def test_seeds_and_quotes_lead_somewhere_too(cli: Cli, tmp_path: Path, visit: Op
     assert [n.split()[0] for n in names(page)] == ["MCM,", "CLIPN", "CLIPN"], "quoted rows stay in their section"
 
 
-def test_streams_lead_to_their_protocol(cli: Cli, tmp_path: Path, visit: Open) -> None:
+def test_streams_show_their_protocol(cli: Cli, tmp_path: Path, visit: Open) -> None:
     results = lay(tmp_path / "results", *(stream("tanl", seed=seed) for seed in (0, 1)))
     page = visit(written(cli, results, "--no-figures"))
     assert page.locator("main h2").all_inner_texts() == ["Toy, encoder ViT-B-16/openai, test-time adaptation"]
@@ -333,7 +333,7 @@ def test_streams_lead_to_their_protocol(cli: Cli, tmp_path: Path, visit: Open) -
     assert fact(one, "first auroc") == ["0.9"] and fact(one, "base") == ["mcm"]
 
 
-def test_differences_stay_with_what_they_differ_from(cli: Cli, tmp_path: Path, visit: Open) -> None:
+def test_differences_stay_below_their_line(cli: Cli, tmp_path: Path, visit: Open) -> None:
     encoder = {"name": "ViT-B-16/openai", "architecture": "ViT-B-16", "slug": "x", "weights": "a1" * 32}
     one = row("mcm", benchmark="mos", parameters={"templates": "mcm", "temperature": 1.0}, encoder=encoder)
     page = visit(written(cli, lay(tmp_path / "results", one), "--compare", "published"))
@@ -349,7 +349,7 @@ def test_differences_stay_with_what_they_differ_from(cli: Cli, tmp_path: Path, v
 def test_reads_without_javascript(glyphs: Path, visit: Open) -> None:
     page, one = visit(glyphs, java_script_enabled=False), stored()["MCM"]
     assert page.locator("tbody th[scope=row]").count() == 9 and page.locator("tbody td").first.is_visible()
-    assert "neither sort nor filter" in page.locator("body").inner_text() and not page.locator("form").is_visible()
+    assert "cannot be sorted or filtered" in page.locator("body").inner_text() and not page.locator("form").is_visible()
     line = page.locator("tbody tr", has=page.get_by_role("link", name="MCM", exact=True))
     line.locator("td a").first.click()
     text = page.locator(f"#row-{one['digest'][:12]}")
@@ -427,7 +427,7 @@ def test_rows_from_mlflow_have_no_path() -> None:
     assert "no result has scores per image" in text and "--verify" not in text
 
 
-def test_what_the_page_does_not_take(cli: Cli, tmp_path: Path) -> None:
+def test_refused_options_of_the_page(cli: Cli, tmp_path: Path) -> None:
     results = lay(tmp_path / "results", row())
     for flags, remedy in (
         (("--format", "html"), "name it with --output FILE"),
@@ -441,7 +441,7 @@ def test_what_the_page_does_not_take(cli: Cli, tmp_path: Path) -> None:
     assert again[0] == again[1] and str(tmp_path).encode() not in again[0], "the same page again, without paths of here"
 
 
-def test_sets_that_a_slug_confuses_have_addresses_of_their_own() -> None:
+def test_sets_with_equal_slugs_have_distinct_addresses() -> None:
     names = ["sun-auroc", "数据-auroc", "图像-auroc", "folder:/a/b-auroc", "folder:/a-b-auroc"]
     found = [_address(name) for name in names]
     assert len(set(found)) == len(names) and found[0] == "sun-auroc"

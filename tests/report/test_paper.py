@@ -1,4 +1,4 @@
-"""The style of papers: metrics, one panel, encoders in one table, own methods last, other names, short captions."""
+"""The style of papers: metrics, one panel, encoders in one table, own methods last, renaming, short captions."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_one_panel_in_a_column_or_across_the_page(sets: Any, methods: int, envir
     assert (r"{Near OOD}" in found and r"{Far OOD}" in found) is (sets == GROUPED)
 
 
-def test_what_fits_on_no_page_is_cut_into_panels_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_table_wider_than_a_page_is_split_into_panels_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     found = text_of(rows([(f"set-{i}", "near" if i < 8 else "far") for i in range(20)]))
     assert found.count(r"\begin{tabular}") > 1 and "\n% Panels: the table is wider than 496pt" in found
     assert "wider than a page" in caplog.text and "--ood" in caplog.text
@@ -118,7 +118,7 @@ def test_fonts_get_smaller_before_names_get_shorter_and_never_below_scriptsize()
         assert one.short < following.short or one.size >= following.size
 
 
-def test_widths_of_letters_are_those_of_computer_modern() -> None:
+def test_letter_widths_equal_computer_modern() -> None:
     import matplotlib
 
     file = Path(matplotlib.get_data_path()) / "fonts/afm/cmr10.afm"
@@ -132,7 +132,7 @@ def test_widths_of_letters_are_those_of_computer_modern() -> None:
         assert widths[name] - 0.003 <= width(letter, 1.0) <= widths[name] + 0.1, letter
 
 
-def test_encoders_share_a_table_and_best_is_of_each(caplog: pytest.LogCaptureFixture) -> None:
+def test_encoders_share_a_table_with_marks_per_encoder(caplog: pytest.LogCaptureFixture) -> None:
     ours = row("m9", *(ood(name, 0.99, 0.9) for name, _ in MOS), encoder=L14)
     found = text_of([*rows(MOS), *rows(MOS, encoder=L14), ours])
     assert found.count(r"\begin{tabular}") == 1 == found.count(r"\caption{\textbf{Toy} (\%).")
@@ -173,7 +173,7 @@ def test_other_sets_or_images_are_another_table() -> None:
     assert text_of([*rows(MOS[:1]), *fewer]).count(r"\begin{tabular}") == 2
 
 
-def test_a_table_that_is_longer_than_a_page_goes_on_on_the_next() -> None:
+def test_a_table_longer_than_a_page_continues_on_the_next() -> None:
     found = text_of([*rows(MOS, 40), *rows(MOS, 40, encoder=L14)])
     assert found.count(r"\begin{table*}") == 2 == found.count(r"\toprule")
     assert found.count(r"\label{") == 1 and found.count(r"\caption{Continued.}") == 1
@@ -226,7 +226,7 @@ def test_captions_are_short_and_the_full_ones_comments() -> None:
         ([shifted("tanl", "shuffled", i, i / 100) for i in range(2)], {"metrics": ("auroc",)}, "over stream seeds."),
     ],
 )
-def test_notes_are_a_few_words(results: list[Result], options: dict[str, Any], note: str) -> None:
+def test_notes_are_short(results: list[Result], options: dict[str, Any], note: str) -> None:
     found = text_of(results, **options)
     (last,) = re.findall(r"\\parbox\{\\linewidth\}\{\\raggedright (.*)\}", found)
     assert note in last and len(last) < 100
@@ -256,7 +256,7 @@ def test_own_methods_are_the_last_rows_of_the_last_group_and_shaded() -> None:
 
 
 @pytest.mark.parametrize("form", ["latex", "markdown", "terminal"])
-def test_names_are_changed_in_every_format(form: str) -> None:
+def test_names_are_replaced_in_every_format(form: str) -> None:
     results = [row("mcm", *rows(MOS[1:3])[0].ood, title="MCM"), row("gl_mcm", *rows(MOS[1:3])[1].ood, title="GL-MCM")]
     pairs = (
         ("mcm", "Ours & co"),
@@ -305,12 +305,12 @@ def test_a_label_may_hold_a_sign_of_equality(tmp_path: Path) -> None:
     [
         (["--style", "papr"], "no style 'papr'; did you mean 'paper'?"),
         (["--ours", "m22"], "--ours: no results of method 'm22'; did you mean"),
-        (["--ours", "m1", "--methods", "m0,m2"], "--ours m1 is not shown: --methods, --encoder or --id leaves it out"),
+        (["--ours", "m1", "--methods", "m0,m2"], "--ours m1 is not shown: --methods, --encoder or --id excludes it"),
         (["--rename", "SNU=S"], "nothing is named 'SNU'; did you mean 'SUN'?"),
         (["--rename", "SUN="], "--rename SUN= has no text"),
         (["--rename", "SUN=a", "--rename", "SUN=b"], "--rename SUN= is given twice"),
         (["--rename", "SUN"], "--rename 'SUN' is not NAME=TEXT"),
-        (["--label", "tab:a b"], "--label 'tab:a b' cannot be read by LaTeX"),
+        (["--label", "tab:a b"], "--label 'tab:a b' is not a valid LaTeX label"),
         (["--label", "tab:a", "--format", "csv"], "--label goes with --format latex"),
         (["--caption", "short", "--format", "markdown"], "--caption goes with --format latex"),
         (["--caption", "shrt"], "no caption 'shrt'; did you mean 'short'?"),

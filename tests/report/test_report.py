@@ -1,4 +1,4 @@
-"""Reports: rows made by hand, with the cells they must give written out."""
+"""Reports: hand-written results with their expected cells."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_markdown_cells() -> None:
     ]
 
 
-def test_caption_says_what_a_reader_must_know() -> None:
+def test_caption_states_conventions_and_sets() -> None:
     text = report.markdown(only(result("MCM", ood(skipped=3))))
     assert text.splitlines()[0] == (
         "**Toy, encoder ViT-B-16/openai.** AUROC, FPR95 and ID accuracy in %. FPR95 (i): fraction of OOD images "
@@ -180,7 +180,7 @@ def test_group_means() -> None:
     assert "Near OOD: NINCO (n = 200), SSB (n = 200). Far OOD: DTD (n = 200), SUN (n = 200)." in report.markdown(table)
 
 
-def test_a_mean_that_repeats_a_set_is_left_out() -> None:
+def test_a_mean_over_a_single_set_is_omitted() -> None:
     assert [block.title for block in only(result()).column_groups] == ["SUN", "ID", ""]
     sets = (ood("NINCO", group="near"), ood("DTD", group="far"), ood("SUN", group="far"))
     titles = ["NINCO", "DTD", "SUN", "Far average", "Average", "ID", ""]
@@ -224,7 +224,7 @@ def test_incomparable_rows_never_share_a_table(change: dict[str, Any]) -> None:
     assert [[line.name for line in table.lines] for table in report.tables(rows)] == [["A", "C"], ["B"]]
 
 
-def test_tables_that_look_alike_say_where_they_differ() -> None:
+def test_captions_of_similar_tables_state_the_differences() -> None:
     rows = [result("A"), result("B", run={"seed": 0, "precision": "bf16"}), result("C", ood(list_digest="e" * 64))]
     captions = [table.caption[-1] for table in report.tables(rows)]
     assert [text.partition("here: ")[2] for text in captions] == [
@@ -234,7 +234,7 @@ def test_tables_that_look_alike_say_where_they_differ() -> None:
     ]
 
 
-def test_rows_of_one_name_are_told_apart() -> None:
+def test_results_of_one_name_are_distinguished() -> None:
     seeds = [result("A", run={"seed": seed, "precision": "fp32"}) for seed in (1, 2)]
     assert [line.name for line in only(*seeds).lines] == ["A (seed 1)", "A (seed 2)"]
     variants = [dataclasses.replace(row, label="a[k=1,t=a, b]") for row in seeds]
@@ -254,7 +254,7 @@ def test_a_row_repeated_counts_once_and_the_newest_stays() -> None:
     assert [(row[0], row[-1]) for row in cells(only(*rows))] == [("A", "2.00"), ("B", "1.50")]
 
 
-def test_failed_rows_join_their_table_and_tell_why() -> None:
+def test_failed_results_are_in_their_table_with_the_reason() -> None:
     table = only(result("MCM"), failed("ZOC", "no\n weights_%"), result("MSP"))
     assert cells(table)[1] == ["ZOC", "-", "-", "-", "-"]
     assert report.markdown(table).endswith("\nZOC failed: no weights\\_%\n")
@@ -263,13 +263,13 @@ def test_failed_rows_join_their_table_and_tell_why() -> None:
     assert "ZOC & -- & -- & -- & --" in report.latex(table)
 
 
-def test_failed_rows_stand_apart_from_what_they_contradict() -> None:
+def test_failed_results_with_other_facts_have_a_separate_table() -> None:
     rows = [result("MCM"), failed("ZOC", run={"seed": 0, "precision": "bf16"}), failed("ODIN", benchmark="other")]
     assert [[line.name for line in table.lines] for table in report.tables(rows)] == [["MCM"], ["ZOC"], ["ODIN"]]
     assert cells(only(failed())) == [["ZOC", "-", "-"]]
 
 
-def test_a_failure_mended_later_is_left_out() -> None:
+def test_a_failure_followed_by_success_is_omitted() -> None:
     then, now = "2024-01-01T00:00:00", "2024-01-02T00:00:00"
     assert [line.name for line in only(failed("A", created=then), result("A", created=now)).lines] == ["A"]
     assert len(only(result("A", created=then), failed("A", created=now)).notes) == 1
@@ -298,7 +298,7 @@ def test_narrow_terminal_folds_names_not_numbers() -> None:
     assert any(line.split()[-4:] == ["90.00", "40.00", "66.73", "1.50"] for line in lines)
 
 
-def test_nasty_names_in_latex() -> None:
+def test_special_characters_in_latex() -> None:
     row = next(line for line in report.latex(only(result(NASTY))).splitlines() if r"A\&B" in line)
     assert row.startswith(
         r"\raggedright A\&B \%c \$d \#e f\_g \{h\} \textasciitilde{}i \textasciicircum{}j \textbackslash{}k "
@@ -306,11 +306,11 @@ def test_nasty_names_in_latex() -> None:
     )
 
 
-def test_nasty_names_in_markdown() -> None:
+def test_special_characters_in_markdown() -> None:
     assert r"| a\|b \*c\* \_d\_\\n\<e\> \`f\` \\g |" in report.markdown(only(result("a|b *c* _d_\n<e> `f` \\g")))
 
 
-def test_csv_gives_back_the_fractions() -> None:
+def test_csv_has_the_exact_fractions() -> None:
     first = result("MCM", ood("SUN", 1 / 3, 0.1 + 0.2), ood("DTD", 2 / 3, 1e-17), parameters={"text": 'é, "x"', "k": 1})
     second = result("MSP", benchmark="other", accuracy=None)
     text = report.csv(report.tables([first, second, failed("ZOC", "a,\nb", benchmark="other")]))

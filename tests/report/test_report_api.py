@@ -68,7 +68,7 @@ except oodbench.UserError as error:
         ({"intervals": "half", "percent": False}, ["--intervals", "half", "--fraction"]),
     ],
 )
-def test_texts_are_those_of_the_command(folder: Path, options: dict[str, Any], arguments: list[str]) -> None:
+def test_texts_equal_those_of_the_command(folder: Path, options: dict[str, Any], arguments: list[str]) -> None:
     found = oodbench.report(folder, **options)
     made = {"latex": found.to_latex(), "markdown": found.to_markdown(), "csv": found.to_csv()}
     for form, text in {"terminal": f"{found}\n", **made}.items():
@@ -76,7 +76,7 @@ def test_texts_are_those_of_the_command(folder: Path, options: dict[str, Any], a
         assert done.output == text, form
 
 
-def test_options_of_one_text_replace_those_of_the_report(folder: Path) -> None:
+def test_options_of_a_format_replace_those_of_the_report(folder: Path) -> None:
     found = oodbench.report(str(folder), sort="auroc", transpose=True, cite=True, long=True)
     first = found.to_frame(id="toy", encoder="ViT-B-16", sort="seconds", long=False)
     assert list(first.label[:2]) == ["m5", "m1"]
@@ -86,7 +86,7 @@ def test_options_of_one_text_replace_those_of_the_report(folder: Path) -> None:
         found.to_markdown(cite=True)
 
 
-def test_wrong_options_are_told_at_once(folder: Path) -> None:
+def test_all_wrong_options_are_reported_at_once(folder: Path) -> None:
     with pytest.raises(UserError, match="no option 'sorted'; did you mean 'sort'") as error:
         oodbench.report(folder, sorted="auroc", topp=3)  # type: ignore[call-arg]
     assert "'topp'; did you mean 'top'" in str(error.value)
@@ -95,11 +95,11 @@ def test_wrong_options_are_told_at_once(folder: Path) -> None:
     assert len(error.value.problems) == 3
     with pytest.raises(UserError, match="--compare 'x' does not exist"):
         oodbench.report(folder, compare="x")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"cannot save page\.pdf: its suffix is none of \.tex"):
+    with pytest.raises(UserError, match=r"cannot save page\.pdf: its suffix must be one of \.tex"):
         oodbench.report(folder).save("page.pdf")
 
 
-def test_frames_hold_what_csv_does(folder: Path) -> None:
+def test_frames_equal_csv(folder: Path) -> None:
     found = oodbench.report(folder, id="toy", encoder="ViT-B-16")
     for frame, text in ((found.to_frame(), found.to_csv()), (found.to_frame(long=True), found.to_csv(long=True))):
         read = pd.read_csv(io.StringIO(text))
@@ -185,7 +185,7 @@ def test_figures_are_drawn_one_by_one(folder: Path) -> None:
     assert next(found.figures("overview")).kind == "overview"
     with pytest.raises(UserError, match="no figure 'rock'; did you mean 'roc'"):
         next(found.figures("rock"))
-    with pytest.raises(UserError, match="--width 'colunm' is no width"):
+    with pytest.raises(UserError, match="--width 'colunm' is not a width"):
         next(found.figures("roc", width="colunm"))
     several = oodbench.report(folder, id="toy", methods="m3").figures(["encoders"], width=3.25)
     assert [plot.kind for plot in several] == ["encoders"]

@@ -1,4 +1,4 @@
-"""Damaged files of a results folder: one line for each, the other rows are printed, a run makes them again."""
+"""Damaged files of a results folder: one line for each, the other results are printed, a run replaces them."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_damaged_row_is_one_line_and_the_others_are_printed(
 
 
 @pytest.mark.parametrize("damage", ROW)
-def test_verification_tells_a_damaged_row(damage: str, tmp_path: Path) -> None:
+def test_verification_reports_a_damaged_result(damage: str, tmp_path: Path) -> None:
     path = three(tmp_path)
     ROW[damage](path)
     done = call("--results", tmp_path, "--verify")
@@ -155,7 +155,7 @@ def places(plain: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     ids=repr,
 )
 def test_wrong_types_with_a_right_digest_are_refused_or_printed(wrong: Any, tmp_path: Path) -> None:
-    """Whatever stands in a row, no report ends in a traceback."""
+    """No content of a result causes a traceback."""
     path = lay(tmp_path, n=20)
     lay(tmp_path, "zoc", n=20)
     plain = json.loads(path.read_text())
@@ -200,7 +200,7 @@ def test_a_folder_named_as_a_row_is_looked_into(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_makes_damaged_rows_and_scores_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_replaces_damaged_results_and_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oodbench.api import run
     from oodbench.pipeline.plan import make_plan
     from oodbench.pipeline.request import request_from
@@ -231,7 +231,7 @@ def test_a_run_makes_damaged_rows_and_scores_anew(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     "form", ["markdown", "csv", pytest.param("html", marks=pytest.mark.slow), "parquet", "latex", "terminal"]
 )
-def test_what_cannot_be_written_to_is_one_line_and_stays(
+def test_an_unwritable_output_is_one_line_and_is_kept(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = lay(tmp_path / "r").parents[3]

@@ -1,4 +1,4 @@
-"""Names of any kind in every format of a report: nothing reaches a terminal or breaks a row, and no letter is lost."""
+"""Names of any kind in every format: no control characters, no broken lines, no lost letters."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def hidden(text: str) -> set[str]:
     ],
     ids=lambda flags: " ".join(flags)[:24],
 )
-def test_no_name_reaches_a_terminal_as_it_is(flags: tuple[str, ...], tmp_path: Path) -> None:
+def test_control_characters_of_names_are_escaped_in_a_terminal(flags: tuple[str, ...], tmp_path: Path) -> None:
     done = call("--results", lay(tmp_path, *hostile()), *flags)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert not hidden(done.stdout)
@@ -145,17 +145,17 @@ def test_letters_that_pdflatex_lacks_become_codes() -> None:
     assert "oodrun" not in preamble("é") and "T1" in preamble("é") and "oodrun" in preamble("Ж")
 
 
-def test_a_document_says_which_engine_it_needs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_document_states_the_engine_it_needs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     results = lay(tmp_path, row("mcm", title="Жук 雪豹"))
     text = call("--results", results, "--format", "latex", "--standalone").stdout
-    assert text.startswith("% Compile with lualatex or xelatex: this holds 5 letters that pdflatex lacks (Жук雪豹)")
+    assert text.startswith("% Compile with lualatex or xelatex: this contains 5 letters that pdflatex lacks (Жук雪豹)")
     (said,) = [record.getMessage() for record in caplog.records]
     assert "prints their codes: compile it with lualatex or xelatex" in said
     body = text[text.index(r"\begin{document}") :]
-    assert r"\oodrun{0416,0443,043A}" in body and not unsupported(body) and "The table holds" not in text
+    assert r"\oodrun{0416,0443,043A}" in body and not unsupported(body) and "The table contains" not in text
     caplog.clear()
     fragment = call("--results", results, "--format", "latex").stdout
-    assert fragment.startswith("% The table holds 5 letters") and "Жук 雪豹" in fragment and len(caplog.records) == 1
+    assert fragment.startswith("% The table contains 5 letters") and "Жук 雪豹" in fragment and len(caplog.records) == 1
     caplog.clear()
     plain = call(
         "--results", lay(tmp_path / "p", row("mcm", title="λ ≥ é")), "--format", "latex", "--standalone"

@@ -1,4 +1,4 @@
-"""Which results a report shows, in which order, and its numbers one a line."""
+"""Selection and order of results in a report, and its numbers one per line."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_best_of_each_group_stay_and_marks_are_those_of_the_whole_table() ->
     assert "Sorted by ID accuracy." in alone.caption
 
 
-def test_the_own_method_is_not_left_out() -> None:
+def test_the_own_method_is_always_shown() -> None:
     (table,) = report.tables(EVERY, TableOptions(top=2, sort="auroc", ours=("m1",)))
     assert names(table) == ["M6", "M3", "M5", "M1"]  # its group is the last one
     assert "Shown: the best 2 of each group by average AUROC and the own method." in table.caption
@@ -181,12 +181,12 @@ def test_encoders_and_benchmarks_are_chosen(options: dict[str, Any], shown: set[
         ({"top": 0}, "--top must be a whole number of at least 1, not 0"),
         (
             {"methods": "m4", "encoders": "RN50"},
-            "no result fits --methods m4 --encoder RN50; there are: m4 on other, Vi",
+            "no result matches --methods m4 --encoder RN50; there are: m4 on other, Vi",
         ),
-        ({"metrics": ""}, "--metrics names none"),
+        ({"metrics": ""}, "--metrics is empty"),
     ],
 )
-def test_names_without_results_are_told(options: dict[str, Any], said: str) -> None:
+def test_names_without_results_are_reported(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match="^" + said.replace("(", r"\(")):
         check(parse(options), OTHERS)
 
@@ -216,7 +216,7 @@ def test_every_format_shows_the_same_lines_in_the_same_order(folder: Path, form:
     assert "M4" not in text and "M2" not in text
 
 
-def test_explain_and_verify_look_at_what_is_chosen(folder: Path) -> None:
+def test_explain_and_verify_use_the_selection(folder: Path) -> None:
     both = call(folder, "--explain", "m3", "a").output
     one = call(folder, "--explain", "m3", "a", "--encoder", "RN50").output
     assert both.count("The cell: a") == 2 and one.count("The cell: a") == 1 and "RN50/openai" in one
@@ -224,7 +224,7 @@ def test_explain_and_verify_look_at_what_is_chosen(folder: Path) -> None:
     assert "did you mean 'other'" in call(folder, "--verify", "--id", "othr").stderr
 
 
-def test_a_missing_folder_is_said_before_anything_else(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_first(tmp_path: Path) -> None:
     for more in ((), ("--format", "figures"), ("--verify", "--sort", "x"), ("--compare", "x", "--explain", "a", "b")):
         done = call(tmp_path / "none", *more)
         assert done.stderr.startswith("error: no results folder ") and len(done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Published rows: what the files hold, quotes in tables, measured beside published."""
+"""Published results: their files, quotes in tables, and comparison with measured results."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def values(one: Quote, metric: str) -> dict[str, float]:
     return {name: round(100 * cell[metric].value, 2) for name, cell in one.cells.items() if metric in cell}
 
 
-def test_clipn_s_tables() -> None:
+def test_tables_of_clipn() -> None:
     mean = quote("clipn:readme")
     assert values(mean, "auroc") == {
         "inaturalist": 96.20,
@@ -87,8 +87,8 @@ def test_clipn_s_tables() -> None:
     assert "Textures" in paper.about
 
 
-def test_means_are_those_of_their_cells() -> None:
-    """A typing error in one of five numbers would show; what the sources themselves have wrong is named."""
+def test_means_equal_the_average_of_their_cells() -> None:
+    """This detects a typing error in one of five numbers; errors of the sources are listed."""
     known = {"clipn:cover"}
     wrong = []
     for one in quotes().values():
@@ -120,7 +120,7 @@ def test_every_cell_has_source_and_confidence_and_a_place() -> None:
             assert names <= set(sets.split("+"))
 
 
-def test_every_number_stands_in_the_notes() -> None:
+def test_every_number_is_in_the_notes() -> None:
     if not NOTES.is_dir():
         pytest.skip("the reference notes are not beside this checkout")
     text = "\n".join(path.read_text(encoding="utf-8") for path in NOTES.glob("*.md"))
@@ -132,7 +132,7 @@ def test_every_number_stands_in_the_notes() -> None:
                 assert own or round(100 * number.value, 2) in there, (one.key, name, metric, number.value)
 
 
-def test_unconfirmed_numbers_are_left_out() -> None:
+def test_unconfirmed_numbers_are_absent() -> None:
     assert not [k for k in quotes() if k.startswith(("fort", "lapt", "interneg"))]
     assert values(quote("mcm:neglabel"), "auroc") == {"inaturalist": 94.59, "mean": 90.82}
     assert "sun" not in values(quote("msp:mcm-finetuned"), "auroc")
@@ -163,7 +163,7 @@ def test_a_wrong_number_is_refused(cell: str, tmp_path: Path) -> None:
         read(path)
 
 
-def test_quotes_are_marked_and_take_no_marks() -> None:
+def test_quotes_are_labelled_and_not_ranked() -> None:
     tables = report.tables([row("mcm"), row("msp", (0.8,) * 4)])
     (table,) = with_quotes(tables, [quote("neglabel:paper"), quote("ttl:paper")], TableOptions())
     assert [line.name for line in table.lines[2:]] == [
@@ -191,8 +191,8 @@ def test_quotes_are_marked_and_take_no_marks() -> None:
     )
 
 
-def test_published_means_are_those_of_their_cells() -> None:
-    """What is printed to two decimals; a slip in copying a cell shows here."""
+def test_published_means_equal_the_average_of_their_cells() -> None:
+    """Means printed to two decimals; this detects errors in copied cells."""
     wrong = []
     for one in quotes().values():
         whole = {"inaturalist", "sun", "places", "textures"} <= set(one.cells)
@@ -234,7 +234,7 @@ def test_differences_between_rows_are_listed() -> None:
 
 
 def test_a_quote_of_another_benchmark_is_refused() -> None:
-    with pytest.raises(UserError, match="is of benchmark openood; the tables here are of: mos"):
+    with pytest.raises(UserError, match="is for benchmark openood; the tables are for: mos"):
         with_quotes(report.tables([row()]), [quote("adaneg:paper-openood")], TableOptions())
 
 
@@ -245,7 +245,7 @@ def test_means_are_not_quoted_over_other_sets() -> None:
     assert [cell.plain for cells in table.lines[1].cells for cell in cells] == ["92.57", "89.77", "-"]
 
 
-def test_measured_beside_published() -> None:
+def test_measured_and_published_numbers_are_compared() -> None:
     measured = row("mcm", (0.9461, 0.9217 - 0.00001, 0.8937, 0.8))
     options = TableOptions(metrics=("auroc",))
     table = compare_with_published(report.tables([measured], options), options)[0]
@@ -266,7 +266,7 @@ def test_measured_beside_published() -> None:
 
 def test_only_rows_of_the_same_settings_are_compared() -> None:
     cold = row("mcm", parameters={"temperature": 0.01})
-    with pytest.raises(UserError, match="no published result fits these"):
+    with pytest.raises(UserError, match="no published result matches these"):
         compare_with_published(report.tables([cold]), TableOptions())
     ctw = row("clipn", parameters={"rule": "ctw"})
     names = [line.facts.get("quote") for line in compare_with_published(report.tables([ctw]), TableOptions())[0].lines]
@@ -289,8 +289,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert "known: published" in call("--compare", "papers").stderr
 
 
-def test_an_fpr95_of_the_other_kind_is_typed_and_not_compared() -> None:
-    """AdaNeg prints OOD-positive FPR95s: beside ID-positive ones each has a letter, and in a column of its own none."""
+def test_an_fpr95_of_the_other_kind_has_a_letter_and_is_not_compared() -> None:
+    """AdaNeg prints OOD-positive FPR95s: next to ID-positive ones each has a letter, and in a separate column none."""
     (table,) = with_quotes(report.tables([row(), row("msp")]), [quote("adaneg:paper")], TableOptions())
     quoted = table.lines[-1]
     assert [cell.plain for cell in quoted.cells[4]] == ["96.66", "18.92 o"]

@@ -1,4 +1,4 @@
-"""Shapes of a report: options, equal footing, seeds, sections, data files, BibTeX, and LaTeX that compiles."""
+"""Shapes of a report: options, equal prompts, seeds, sections, data files, BibTeX, and LaTeX that compiles."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_captions_name_what_is_shown() -> None:
     assert "AUPR-in has ID as its positive class" in said and "Seconds" not in said and "ID positive" not in said
 
 
-def test_all_wrong_options_are_told_at_once() -> None:
+def test_all_wrong_options_are_reported_at_once() -> None:
     options = TableOptions(
         methods=("mmc",), sets=("sum",), metrics=("aroc",), decimals=99, intervals="full", seeds=True
     )
@@ -169,7 +169,7 @@ def test_seeds_become_one_line() -> None:
     assert names(report.tables(trained, TableOptions(seeds=True))[0]) == ["MCM, 3 seeds"]
 
 
-def test_trained_methods_stand_apart() -> None:
+def test_trained_methods_have_a_separate_section() -> None:
     trained = row("mine", weights={"name": "w", "digest": "d", "recipe": {}}, access={})
     failed = row("clipn", access={}, status="failed", error="no weights")
     failed = dataclasses.replace(failed, ood=())
@@ -196,7 +196,7 @@ def test_transposed_tables_hold_the_same_cells() -> None:
     assert r"AUROC $\uparrow$ & \textbf{95.10}" in report.latex(turned)
 
 
-def test_equal_prompts_have_a_table_of_their_own() -> None:
+def test_equal_prompts_have_a_separate_table() -> None:
     rows = [
         row("mcm", prompts="mcm"),
         row("msp", prompts="simple"),
@@ -219,7 +219,7 @@ def test_equal_prompts_have_a_table_of_their_own() -> None:
     assert "equal prompts" in only.title
 
 
-def test_what_cannot_be_told_from_the_best_is_marked() -> None:
+def test_results_not_significantly_different_from_the_best_are_marked() -> None:
     grouped = (ood("sun", group="near"), ood("dtd", group="far"), ood("mnist", group="far"))
     rows = [row("mcm", *grouped), row("zoc", *(dataclasses.replace(s, auroc=0.8) for s in grouped))]
     both = frozenset(r.digest for r in rows)
@@ -236,7 +236,7 @@ def test_what_cannot_be_told_from_the_best_is_marked() -> None:
     assert "not significantly different from the best" in report.markdown(table)
 
 
-def test_hostile_names_come_out_literal(tmp_path: Path) -> None:
+def test_hostile_names_are_literal(tmp_path: Path) -> None:
     rows = [row("x", title=HOSTILE, benchmark_title=HOSTILE), row("y", title="=1+1"), row("z", title="@SUM(A1)")]
     (table,) = report.tables(rows)
     assert (
@@ -331,7 +331,7 @@ def test_every_citation_of_the_project_is_well_formed() -> None:
         assert "others" not in work.fields["author"], work
 
 
-def test_bib_holds_methods_and_datasets_once(tmp_path: Path) -> None:
+def test_bib_has_methods_and_datasets_once(tmp_path: Path) -> None:
     sets = (ood("sun"), ood("textures"), ood("places"))
     rows = [row("mcm", *sets), row("mcm", *sets, seed=1), row("msp", *sets)]
     keys = well_formed(bibtex(report.tables(rows)))
@@ -356,7 +356,7 @@ def test_bib_holds_methods_and_datasets_once(tmp_path: Path) -> None:
         (["--cite", "--format", "csv"], "--cite goes with --format latex"),
         (["--group", "venue"], "--group 'venue' does not exist; known: access, trained, none"),
         (["--quote", "clipn:papr"], "no published result 'clipn:papr'; did you mean 'clipn:paper'?"),
-        (["--experiment", "mos"], "give its address with --mlflow URI"),
+        (["--experiment", "mos"], "give the address with --mlflow URI"),
         (["--output", "/proc/none/x.md"], "cannot write --output"),
     ],
 )
@@ -365,7 +365,7 @@ def test_wrong_flags(arguments: list[str], message: str, tmp_path: Path) -> None
     assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.output
 
 
-def test_output_writes_what_would_be_printed(tmp_path: Path) -> None:
+def test_output_equals_the_printed_text(tmp_path: Path) -> None:
     results = lay(tmp_path, *ROWS)
     for form in ("latex", "markdown", "csv"):
         file = tmp_path / f"deep/table.{form}"
@@ -386,7 +386,7 @@ def golden_tables() -> list[report.Table]:
 
 @pytest.mark.parametrize("form", ["tex", "md"])
 def test_golden(form: str) -> None:
-    """The whole text; on purpose changed? Delete the file and run again."""
+    """The whole text. After an intended change, delete the file and run the test again."""
     text = "\n".join((report.latex if form == "tex" else report.markdown)(table) for table in golden_tables())
     file = GOLDEN / f"report.{form}"
     if not file.is_file():
@@ -416,7 +416,7 @@ def test_the_time_of_a_report_is_in_proportion_to_its_rows(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_standalone_compiles_and_can_be_looked_at(tmp_path: Path) -> None:
+def test_standalone_compiles(tmp_path: Path) -> None:
     if shutil.which("pdflatex") is None:
         pytest.skip("pdflatex is not installed (Debian: texlive-latex-base texlive-latex-recommended)")
     sets = [ood(name, intervals={"auroc": (0.85, 0.93), "fpr95": (0.3, 0.5)}) for name in ("sun", "textures", "places")]

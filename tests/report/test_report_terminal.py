@@ -1,4 +1,4 @@
-"""The table in a terminal: digits stand under digits, whatever follows them."""
+"""The table in a terminal: digits are aligned, with or without signs after them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ends(line: TableLine, lines: list[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("daggers", list(itertools.product((False, True), repeat=4)))
-def test_digits_stand_under_digits_where_some_have_a_dagger(daggers: tuple[bool, ...]) -> None:
+def test_digits_are_aligned_with_daggers(daggers: tuple[bool, ...]) -> None:
     column_groups = (
         ColumnGroup("SUN", PAIR),
         ColumnGroup("Far away", PAIR, partial="partial 3/4"),
@@ -97,7 +97,7 @@ def test_digits_stand_under_digits_where_some_have_a_dagger(daggers: tuple[bool,
 
 
 @pytest.mark.parametrize("kind", ["± {:.2f}", "[{:.2f}, 99.99]"])
-def test_digits_stand_under_digits_where_intervals_follow(kind: str) -> None:
+def test_digits_are_aligned_with_intervals(kind: str) -> None:
     values = [("93.10", 0.5, True), ("100.00", 12.5, False), ("9.99", 3.0, False)]
     lines = tuple(
         TableLine(f"m{i}", ((cell(text, kind.format(half), not_significantly_different=alike), cell("1.00")),), None)
@@ -118,7 +118,7 @@ def test_digits_stand_under_digits_where_intervals_follow(kind: str) -> None:
         assert len({row.index("±") for row in rows[:3]}) == len(ends_of_halves) == 1
 
 
-def test_headings_end_where_their_widest_number_may() -> None:
+def test_headings_are_aligned_with_the_widest_number() -> None:
     lines = (
         TableLine("ours", ((cell("93.10", not_significantly_different=True), cell("5.20")),), None),
         TableLine("b", ((cell("9.10"), cell("5.20")),), None),
@@ -152,7 +152,7 @@ def drawn(seed: int) -> Table:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("width", [70, 120, 200])
 @pytest.mark.parametrize("terminal", [{}, TERMINAL], ids=["file", "terminal"])
-def test_digits_stand_under_digits_in_every_panel(seed: int, width: int, terminal: dict[str, Any]) -> None:
+def test_digits_are_aligned_in_every_panel(seed: int, width: int, terminal: dict[str, Any]) -> None:
     table = drawn(seed)
     text = printed(table, width, **terminal)
     assert max(map(cell_len, text)) <= width
@@ -189,7 +189,7 @@ MARKED = Table(
         ({}, {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
     ],
 )
-def test_the_best_has_a_sign_where_nothing_is_bold(
+def test_the_best_has_a_sign_without_bold(
     terminal: dict[str, Any], environment: dict[str, str], signs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM", "TTY_COMPATIBLE"):
@@ -228,7 +228,7 @@ def test_every_panel_names_near_and_far() -> None:
         assert set(re.findall("Near|Far", text[i - 1])) == named
 
 
-def test_letters_of_ascii_are_enough() -> None:
+def test_ascii_suffices() -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
     Console(width=200, file=out).print(console(drawn(2)))
     out.flush()

@@ -1,4 +1,4 @@
-"""Where numbers come from: rows explained, computed again from their scores, tested in pairs, read from MLflow."""
+"""Provenance of numbers: explanation, recomputation from scores, paired tests, and results from MLflow."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_explained_in_full(tmp_path: Path) -> None:
     assert call("--results", tmp_path, "--explain", "mcm", "sun").stdout.count("MCM (mcm) on SUN") == 2
 
 
-def test_what_cannot_be_explained(tmp_path: Path) -> None:
+def test_explain_refuses_unknown_names(tmp_path: Path) -> None:
     lay(tmp_path)
     lay(tmp_path, "zoc", ood=(), status="failed", error="no weights")
     assert (
@@ -116,7 +116,7 @@ def test_what_cannot_be_explained(tmp_path: Path) -> None:
     assert "zoc failed: no weights" in call("--results", tmp_path, "--explain", "zoc", "sun").stderr
 
 
-def test_what_is_stored_is_found_again(tmp_path: Path) -> None:
+def test_stored_numbers_are_reproduced(tmp_path: Path) -> None:
     lay(tmp_path)
     lay(tmp_path, "zoc", ood=(), status="failed", error="no weights")
     done = call("--results", tmp_path, "--verify")
@@ -126,7 +126,7 @@ def test_what_is_stored_is_found_again(tmp_path: Path) -> None:
     )
 
 
-def test_a_changed_score_is_found(tmp_path: Path) -> None:
+def test_a_changed_score_is_detected(tmp_path: Path) -> None:
     path = lay(tmp_path).with_suffix(".parquet")
     table = parquet.read_table(path).to_pydict()
     table["score"][0] -= 9
@@ -143,19 +143,19 @@ def test_a_changed_score_is_found(tmp_path: Path) -> None:
         (lambda t: {k: v[:-1] for k, v in t.items()}, "dtd: n is 200 in the result, 199"),
         (
             lambda t: {**t, "dataset": ["sum" if d == "sun" else d for d in t["dataset"]]},
-            "its scores are of cats, dtd, sum",
+            "its scores are for cats, dtd, sum",
         ),
         (lambda t: {k: v for k, v in t.items() if k != "score"}, "cannot be read"),
         (lambda t: {**t, "score": [float("nan"), *t["score"][1:]]}, "is NaN"),
     ],
 )
-def test_other_changes_of_the_scores_are_found(change: Any, message: str, tmp_path: Path) -> None:
+def test_other_changes_of_the_scores_are_detected(change: Any, message: str, tmp_path: Path) -> None:
     path = lay(tmp_path).with_suffix(".parquet")
     parquet.write_table(pa.table(change(parquet.read_table(path).to_pydict())), path)
     assert message in "\n".join(only(tmp_path).problems)
 
 
-def test_damaged_and_missing_scores_are_found(tmp_path: Path) -> None:
+def test_damaged_and_missing_scores_are_detected(tmp_path: Path) -> None:
     path = lay(tmp_path).with_suffix(".parquet")
     path.write_bytes(path.read_bytes()[:100])
     assert "cannot be read" in only(tmp_path).problems[0]
@@ -164,7 +164,7 @@ def test_damaged_and_missing_scores_are_found(tmp_path: Path) -> None:
     assert call("--results", tmp_path, "--verify").exit_code == 1
 
 
-def test_a_changed_row_is_found(tmp_path: Path) -> None:
+def test_a_changed_result_is_detected(tmp_path: Path) -> None:
     path = lay(tmp_path)
     plain = json.loads(path.read_text())
     plain["ood"][0]["auroc"] = 0.99
@@ -177,7 +177,7 @@ def test_a_changed_row_is_found(tmp_path: Path) -> None:
     assert only(tmp_path).problems[0].startswith("sun: auroc is 0.99 in the result, 0.")
 
 
-def test_intervals_are_computed_again(tmp_path: Path) -> None:
+def test_intervals_are_recomputed(tmp_path: Path) -> None:
     from oodbench.metrics import Scores, Settings, intervals
     from oodbench.report.verify import read_scores
 
@@ -195,7 +195,7 @@ def test_intervals_are_computed_again(tmp_path: Path) -> None:
     assert only(tmp_path).problems[0].startswith("sun: intervals is ")
 
 
-def test_what_may_be_the_best_is_marked(tmp_path: Path) -> None:
+def test_results_not_significantly_worse_are_marked(tmp_path: Path) -> None:
     lay(tmp_path, "mcm", 1.5)
     lay(tmp_path, "near", 1.5)
     lay(tmp_path, "poor", 0.2)
@@ -222,7 +222,7 @@ def test_a_report_loads_nothing_heavy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rows_from_mlflow_are_those_from_disk(tmp_path: Path) -> None:
+def test_results_from_mlflow_equal_those_on_disk(tmp_path: Path) -> None:
     from oodbench.tracking import Tracker, default_uri, sync
 
     results = tmp_path / "results"
@@ -242,5 +242,5 @@ def test_rows_from_mlflow_are_those_from_disk(tmp_path: Path) -> None:
     assert "no experiment 'othr'" in call("--mlflow", uri, "--experiment", "othr").stderr
     assert "does not exist" in call("--mlflow", f"sqlite:///{tmp_path}/gone.db").stderr
     assert not (tmp_path / "gone.db").exists()
-    assert "leave --mlflow out" in call("--mlflow", uri, "--verify").stderr
+    assert "leave out --mlflow" in call("--mlflow", uri, "--verify").stderr
     assert "only in MLflow" in call("--mlflow", uri, "--explain", "mcm", "sun").stdout

@@ -1,4 +1,4 @@
-"""The figure of metrics by labelled images a class: means over draws by hand, names, and what is drawn apart."""
+"""The figure of metrics by labelled images per class: means over draws by hand, names, separate curves."""
 
 from __future__ import annotations
 
@@ -74,27 +74,29 @@ def test_means_over_draws_with_their_deviation() -> None:
     assert [one.get_text() for one in panel.get_xticklabels()] == ["1", "2", "4", "16"]
     assert not [one for one in panel.lines if one.get_gid() in ("KNN", "COOP (K=2, seed=1)")]
     caption = found["toy-shots-auroc"].caption
-    assert "Mean over 1 to 2 seeds (draws of images) a point; bars: ± sample standard deviation. Horizontal" in caption
+    assert (
+        "Mean over 1 to 2 seeds (draws of images) per point; bars: ± sample standard deviation. Horizontal" in caption
+    )
 
 
-def test_other_code_and_other_sets_are_drawn_apart() -> None:
+def test_other_code_and_other_sets_have_separate_curves() -> None:
     other = [labelled("probe", 1, 1, 0.4, source="t"), labelled("probe", 8, 1, 0.5, source="t")]
     panel = drawn([*ROWS, *other], sets=["sun"])["toy-shots-auroc"].figure.axes[0]
     np.testing.assert_allclose(line(panel, "PROBE (source s)"), [[1, 60], [4, 73]])
     np.testing.assert_allclose(line(panel, "PROBE (source t)"), [[1, 40], [8, 50]])
 
 
-def test_many_methods_go_on_several_figures() -> None:
+def test_many_methods_are_split_over_several_figures() -> None:
     zero_shot = [row(f"zero{i}", ood("sun", 0.5 + i / 100), ood("dtd", 0.5)) for i in range(9)]
     some = [labelled(f"m{i}", shots, 0, 0.6) for i in range(8) for shots in (1, 2)]
     found = drawn([*zero_shot, *some], sets=["sun"])
     assert list(found) == ["toy-shots-auroc-1", "toy-shots-auroc-2", "toy-shots-fpr95-1", "toy-shots-fpr95-2"]
     horizontal = {one.get_gid() for one in found["toy-shots-auroc-2"].figure.axes[0].lines}
     assert {"ZERO8", "ZERO2", "M7"} <= horizontal and not {"ZERO0", "ZERO1", "M0"} & horizontal
-    assert "of 9 the 7 best" in found["toy-shots-auroc-2"].caption
+    assert "the 7 best of 9" in found["toy-shots-auroc-2"].caption
 
 
-def test_one_number_of_images_is_no_figure(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_number_of_images_gives_no_figure(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "oodbench")
     assert not drawn([ROWS[0], labelled("probe", 4, 1, 0.7), labelled("probe", 4, 2, 0.7)])
     assert "no results with two numbers of them" in caplog.text

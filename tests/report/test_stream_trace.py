@@ -1,4 +1,4 @@
-"""Scores per image of streams: every number is computed again, by pair and by position, and a change is found."""
+"""Scores per image of streams: every number is recomputed, by pair and position, and changes are detected."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def lay(folder: Path, order: str = "shuffled") -> Path:
 
 
 @pytest.mark.parametrize("order", ["shuffled", "id-first"])
-def test_streams_are_computed_again_by_pair_and_by_part(tmp_path: Path, order: str) -> None:
+def test_streams_are_recomputed_by_pair_and_part(tmp_path: Path, order: str) -> None:
     path = lay(tmp_path, order)
     row = read(path)
     again = recomputed_streams(row, read_pairs(path.with_suffix(".parquet")))
@@ -127,14 +127,14 @@ def exchange_places(columns: Columns) -> None:
     [
         (lambda c: c["score"].__setitem__(0, -9.0), "sun: auroc is"),
         (exchange_places, "sun: first.auroc is"),
-        (lambda c: c["place"].__setitem__(0, 5000), "places of its images in their stream"),
+        (lambda c: c["place"].__setitem__(0, 5000), "positions of its images in their stream"),
         (lambda c: c.pop("pair"), "cannot be read"),
-        (lambda c: c.update(pair=["sun"] * len(c["pair"])), "its scores are of the streams sun"),
+        (lambda c: c.update(pair=["sun"] * len(c["pair"])), "its scores are for the streams sun"),
         (lambda c: c["prediction"].__setitem__(slice(0, 100), [0] * 100), "sun: accuracy is"),
-        (lambda c: [column.pop(0) for column in c.values()], "places of its images"),
+        (lambda c: [column.pop(0) for column in c.values()], "positions of its images"),
     ],
 )
-def test_a_changed_stream_is_found(tmp_path: Path, edit: Callable[[Columns], object], message: str) -> None:
+def test_a_changed_stream_is_detected(tmp_path: Path, edit: Callable[[Columns], object], message: str) -> None:
     file = lay(tmp_path).with_suffix(".parquet")
     columns = parquet.read_table(file).to_pydict()
     edit(columns)
@@ -143,7 +143,7 @@ def test_a_changed_stream_is_found(tmp_path: Path, edit: Callable[[Columns], obj
     assert done.exit_code == 1 and message in done.stdout, done.stdout
 
 
-def test_a_row_whose_parts_were_changed_is_refused(tmp_path: Path) -> None:
+def test_changed_parts_are_refused(tmp_path: Path) -> None:
     path = lay(tmp_path)
     raw = json.loads(path.read_text())
     raw["ood"][0]["stream"]["rest"]["fpr95_ood"] = 0.123

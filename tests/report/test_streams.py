@@ -1,4 +1,4 @@
-"""Results of test-time adaptation in tables, CSV, figures and DataFrames: apart from others, with their protocol."""
+"""Results of test-time adaptation in tables, CSV, figures and DataFrames: separate from others, with their protocol."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SEEDS = tuple(shifted("tanl", "shuffled", seed, by) for seed, by in enumerate((0
 HEADINGS = ["AUROC", "FPR95 (i)", "FPR95 (o)"]
 
 
-def test_streams_have_a_table_of_their_own_after_the_others() -> None:
+def test_streams_have_a_separate_table_after_the_others() -> None:
     results = [SEEDS[0], *PLAIN, *SEEDS[1:], stream("oodd", base="neglabel", label="oodd[base=neglabel]")]
     first, second = report.tables(results)
     assert names(first) == ["MCM", "MSP"] and first.title == "Toy, encoder ViT-B-16/openai"
@@ -157,7 +157,7 @@ def test_intervals_are_those_of_the_first_seed_beside_the_deviation() -> None:
         assert r"98.00{\scriptsize\,$\pm$1.00 [96.00,\,99.00]}" in report.latex(table).replace(r"\phantom{}", "")
 
 
-def test_metrics_that_are_asked_for_are_those_shown() -> None:
+def test_requested_metrics_are_shown() -> None:
     (table,) = report.tables(SEEDS, TableOptions(metrics=("fpr95_ood", "auroc")))
     assert [c.title for c in table.column_groups[0].columns] == ["FPR95 (o)", "AUROC"]
     (turned,) = map(report.transposed, report.tables([*SEEDS, *(shifted("b", "id-first", s, 0) for s in range(3))]))
@@ -211,10 +211,10 @@ def test_a_stream_may_reverse_the_scores() -> None:
     oodd = stream("oodd", "shuffled", 0, sun, base="mcm")
     oodd = dataclasses.replace(oodd, id=dataclasses.replace(oodd.id, accuracy=None))
     (note,) = report.tables([oodd])[0].notes
-    assert "(OODD, base MCM; shuffled on SUN): what a method learns from a stream can reverse its scores" in note
+    assert "(OODD, base MCM; shuffled on SUN): adaptation to a stream can reverse the scores" in note
 
 
-def test_what_methods_see_is_said_once_for_each() -> None:
+def test_the_access_of_each_method_is_stated_once() -> None:
     itself = shifted("adaneg", "shuffled", 0, 0.0, protocol={"sees_itself": True})
     (table,) = report.tables([*SEEDS[:1], shifted("tanl", "id-first", 0, 0.0), itself])
     assert table.footnotes == (
@@ -225,7 +225,7 @@ def test_what_methods_see_is_said_once_for_each() -> None:
     assert unknown.title.endswith("test-time adaptation") and len(unknown.lines) == 1
 
 
-def test_parts_of_streams_are_tables_of_their_own() -> None:
+def test_parts_of_streams_are_separate_tables() -> None:
     sun = on("sun", (0.98, 0.1, 0.12), ((0.8, 0.5, 0.6), (0.99, 0.05, 0.06)))
     dtd = on("dtd", (0.9, 0.3, 0.36), (None, (0.9, 0.3, 0.3)))
     rows = [stream("tanl", "shuffled", seed, sun, dtd) for seed in (0, 1)]
@@ -243,9 +243,9 @@ def test_parts_of_streams_are_tables_of_their_own() -> None:
 
 def test_bad_requests_of_parts_are_refused() -> None:
     parts = TableOptions(stream_parts=True)
-    with pytest.raises(UserError, match="no result is of a method that learns from the test stream"):
+    with pytest.raises(UserError, match="no result is from a method that learns from the test stream"):
         check_request(OutputOptions(), parts, PLAIN)
-    with pytest.raises(UserError, match="no result is of a method that learns from the test stream"):
+    with pytest.raises(UserError, match="no result is from a method that learns from the test stream"):
         check_request(OutputOptions(), dataclasses.replace(parts, methods=("mcm",)), [*PLAIN, *SEEDS])
     for form in ("html", "csv", "parquet"):
         with pytest.raises(UserError, match=f"--stream-parts does not go with --format {form}"):
@@ -285,7 +285,7 @@ def test_a_dataframe_has_a_row_for_each_seed_and_part() -> None:
     assert not [name for name in frame(PLAIN).columns if name.startswith("stream")]
 
 
-def test_published_numbers_stand_with_streams_and_keep_their_kind() -> None:
+def test_published_numbers_in_tables_of_streams_keep_their_kind() -> None:
     sets = ("inaturalist", "sun", "places", "textures")
     adapted = stream("tanl", "shuffled", 0, *(on(name, (0.97, 0.1, 0.12)) for name in sets))
     model = mos_row("mcm")
@@ -312,7 +312,7 @@ def test_explain_prints_the_protocol_and_the_parts() -> None:
     assert "stream.rest.auroc" in text and '"n_id": 500' in text
 
 
-def test_the_page_has_the_table_apart_and_the_protocol_behind_a_number(tmp_path: Path) -> None:
+def test_the_page_has_a_separate_table_and_the_protocol_of_a_number(tmp_path: Path) -> None:
     results = [*PLAIN, *SEEDS, *(shifted("tanl", "id-first", seed, 0.0) for seed in range(3))]
     html = render(report.tables(results), FigureSource({}, tmp_path), TableOptions(), figures=False)
     assert html.count('<section class="table"') == 2 and "test-time adaptation</h2>" in html
@@ -367,7 +367,7 @@ def test_a_figure_shows_every_thousand_images() -> None:
         list(plots([*PLAIN, stream("tanl")], {}))
 
 
-def test_figures_of_streams_have_names_of_their_own_and_average_over_seeds() -> None:
+def test_figures_of_streams_have_distinct_names_and_average_over_seeds() -> None:
     assert [one.stem for one in headings(report.tables([*PLAIN, *SEEDS]))] == ["toy", "toy-test-time"]
     (plot,) = plots(SEEDS, {}, kinds=["overview"])
     point = next(line for line in plot.figure.axes[0].lines if line.get_gid() == "TANL; shuffled")

@@ -1,4 +1,4 @@
-"""`oodbench submit`: what is refused, what is written, and what --check finds in a folder of submissions."""
+"""`oodbench submit`: refusals, written files, and the problems that --check reports."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def submitted(tmp_path: Path, cli: Cli) -> Path:
     return tmp_path / "submissions"
 
 
-def test_a_submission_holds_the_result_its_scores_and_what_was_stated(tmp_path: Path, cli: Cli) -> None:
+def test_a_submission_has_the_result_its_scores_and_the_statement(tmp_path: Path, cli: Cli) -> None:
     results = tmp_path / "results"
     variant = measured(label="mcm[temperature=2.0]", parameters={"temperature": 2.0, "templates": "simple"})
     stated = {"by": "Jane Doe", "higher": "id"}
@@ -159,14 +159,17 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda row: dataclasses.replace(row, run={**row.run, "calibration": {"skipped": 3}}),
         "3 calibration images could not be read",
     ),
-    "no commit": (lambda row: dataclasses.replace(row, commit=None), "no commit of oodbench is known of the result"),
+    "no commit": (
+        lambda row: dataclasses.replace(row, commit=None),
+        "the commit of oodbench for the result is unknown",
+    ),
     "a dirty commit": (
         lambda row: dataclasses.replace(row, commit=f"{COMMIT}-dirty"),
-        "the code of the result had changes that were not committed (0123456789ab-dirty)",
+        "the code of the result had uncommitted changes (0123456789ab-dirty)",
     ),
     "dirty embeddings": (
         lambda row: dataclasses.replace(row, run={**row.run, "extracted": [{"commit": f"{COMMIT}-dirty"}]}),
-        "the code of its embeddings had changes",
+        "the code of its embeddings had uncommitted changes",
     ),
     "a commit that is none": (lambda row: dataclasses.replace(row, commit="main"), "the result is 'main', not 40"),
     "a benchmark of one's own": (
@@ -177,15 +180,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda row: dataclasses.replace(row, ood=row.ood[1:]),
         "glyphs: the result lacks glyphs-near",
     ),
-    "another group": (of_sets(group="far"), "glyphs-near: it is in the group 'far', in the catalogue in 'near'"),
-    "other images": (of_sets(list_digest="f" * 64), "glyphs-near: its images are not those that oodbench draws"),
+    "another group": (of_sets(group="far"), "glyphs-near: its group is 'far', but 'near' in the catalogue"),
+    "other images": (of_sets(list_digest="f" * 64), "glyphs-near: its images are not those that oodbench renders"),
     "an unknown source": (
         lambda row: dataclasses.replace(row, run={**row.run, "imported": {"by": "unknown"}}),
         "it is not stated who computed them: import them again with --by",
     ),
     "a method that is not installed": (
         lambda row: dataclasses.replace(row, method="mine"),
-        "mine: no such method is installed; its contract is checked with its file: --plugin mine.py",
+        "mine is not installed; give its file, so that its contract is checked: --plugin mine.py",
     ),
 }
 
@@ -203,7 +206,7 @@ def test_all_problems_are_listed_and_nothing_is_written(tmp_path: Path, cli: Cli
         assert f"{number:02}.json: mcm: " in line or name == "a method that is not installed"
 
 
-def test_a_failed_result_and_scores_that_do_not_give_its_numbers(tmp_path: Path, cli: Cli) -> None:
+def test_a_failed_result_and_scores_with_other_numbers_are_refused(tmp_path: Path, cli: Cli) -> None:
     path = lay(tmp_path / "results", measured())
     row = read(path)
     better = dataclasses.replace(row.ood[0], auroc=row.ood[0].auroc + 0.01)
@@ -251,7 +254,7 @@ def test_the_names_of_images_are_those_of_the_declared_list(tmp_path: Path, monk
 
         assert problems(names) == []
         assert problems(names[::-1]) == [
-            f"far: the names of its images are not the list of the catalogue (sha256 {digest[:12]})"
+            f"far: the names of its images differ from the list in the catalogue (sha256 {digest[:12]})"
         ]
         scores = tmp_path / "toy.parquet"
         parquet.write_table(parquet.read_table(scores).drop_columns(["name"]), scores)
@@ -259,7 +262,7 @@ def test_the_names_of_images_are_those_of_the_declared_list(tmp_path: Path, monk
         assert "toy.parquet cannot be read" in unnamed and "name" in unnamed
         fewer: tuple[SetRow, ...] = (dataclasses.replace(far, n=4, expected=4),)
         (count, _) = problems(names[:4], dataclasses.replace(row, ood=fewer))
-        assert count == "far: 4 images, the catalogue counts 5"
+        assert count == "far: 4 images, but 5 in the catalogue"
     finally:
         catalog.datasets.cache_clear()
         catalog.benchmarks.cache_clear()
@@ -268,18 +271,18 @@ def test_the_names_of_images_are_those_of_the_declared_list(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--handle", "../jane", "the handle '../jane' is none"),
+        ("--handle", "../jane", "the handle '../jane' is not valid"),
         ("--handle", "j" * 40, "1 to 39 letters, digits, - and _"),
-        ("--who", "Jane\nDoe", "'who' is 'Jane\\nDoe': one line"),
-        ("--paper", "in preparation", "the paper 'in preparation' is no URL, DOI"),
-        ("--paper", "https://me:secret@example.org/x", "is no URL, DOI"),
-        ("--code", "github.com/jane/mine", "the code 'github.com/jane/mine' is no URL"),
-        ("--code", "file:///etc/passwd", "is no URL, such as"),
+        ("--who", "Jane\nDoe", "'who' is 'Jane\\nDoe', but must be one line"),
+        ("--paper", "in preparation", "the paper 'in preparation' is not a URL, DOI"),
+        ("--paper", "https://me:secret@example.org/x", "is not a URL, DOI"),
+        ("--code", "github.com/jane/mine", "the code 'github.com/jane/mine' is not a URL"),
+        ("--code", "file:///etc/passwd", "is not a URL such as"),
         ("--licence", " ", "'licence' is ' '"),
         ("--hardware", "A100" * 100, "of at most 300 characters"),
     ],
 )
-def test_what_is_stated_has_a_form(option: str, value: str, message: str) -> None:
+def test_statements_are_validated(option: str, value: str, message: str) -> None:
     stated: dict[str, Any] = {name[2:]: text for name, text in ({**STATED, option: value}).items()}
     (problem,) = submission.Statement(**stated, tuned_on_test_data=False).problems()
     assert message in problem
@@ -301,7 +304,7 @@ def test_forms_of_a_paper(paper: str, url: str) -> None:
     assert one.problems() == [] and one.paper_url == url
 
 
-def test_what_is_missing_is_asked_for_or_named(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_statements_are_prompted_or_reported(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     lay(tmp_path / "results", measured())
     given = ["results", "--handle", "jane", "--methods", "mcm", "--output", "out put"]
     done = cli("submit", *given, cwd=tmp_path)
@@ -321,7 +324,7 @@ def test_what_is_missing_is_asked_for_or_named(tmp_path: Path, cli: Cli, monkeyp
     def answer(question: str, value_proc: Callable[[str], str] = str) -> str:
         asked.append(question)
         if question.startswith("Code"):
-            with pytest.raises(click.BadParameter, match="the code 'mine' is no URL"):  # click asks again
+            with pytest.raises(click.BadParameter, match="the code 'mine' is not a URL"):  # click asks again
                 value_proc("mine")
         return value_proc(answers.pop(0))
 
@@ -339,13 +342,13 @@ def test_what_is_missing_is_asked_for_or_named(tmp_path: Path, cli: Cli, monkeyp
     assert not (tmp_path / "tuned").exists()
 
 
-def test_a_submission_is_replaced_when_asked(submitted: Path, cli: Cli) -> None:
+def test_a_submission_is_replaced_on_request(submitted: Path, cli: Cli) -> None:
     before = tree(submitted)
     work = submitted.parent
     lay(work / "results", measured("energy"))
     done = cli("submit", "results", *FORM, cwd=work)
     assert done.returncode == 2 and tree(submitted) == before
-    assert done.stderr == "error: submissions/jane/glyphs/glyphs/mcm exists; --replace writes it anew\n"
+    assert done.stderr == "error: submissions/jane/glyphs/glyphs/mcm exists; replace it with --replace\n"
     assert cli("submit", "results", *FORM, "--methods", "energy", cwd=work).returncode == 0
     form = [*FORM[:-1], "--not-tuned-on-test-data", "--replace", "--hardware", "2x A100"]
     assert cli("submit", "results", *form, cwd=work).returncode == 0
@@ -358,26 +361,26 @@ def test_two_results_of_one_folder(tmp_path: Path, cli: Cli) -> None:
     lay(tmp_path / "b", measured(classes={"name": "other", "count": 50, "digest": "d"}))
     done = cli("submit", "a", "b", *FORM, cwd=tmp_path)
     assert done.returncode == 2 and not (tmp_path / "submissions").exists()
-    assert "a/mcm.json and b/mcm.json are both submissions/jane/glyphs/glyphs/mcm: submit one" in done.stderr
+    assert "a/mcm.json and b/mcm.json both belong in submissions/jane/glyphs/glyphs/mcm: submit one" in done.stderr
 
 
 def test_choices_and_arguments(tmp_path: Path, cli: Cli) -> None:
     lay(tmp_path / "results", measured())
     for arguments, message in {
-        (): "name the results to submit, or --check FOLDER, or --workflow",
-        ("results", "--workflow"): "one of them",
+        (): "give one of: results to submit, --check FOLDER, --workflow",
+        ("results", "--workflow"): "give one of",
         ("nowhere",): "no results in nowhere; make some with: oodbench run --results nowhere",
         ("results", "--methods", "mcmm"): "--methods: no results of 'mcmm'; did you mean 'mcm'?",
         ("results", "--id", "mos"): "--id: no results of 'mos'; known: glyphs",
         ("results", "--encoder", "ViT-L-14/openai"): "--encoder: no results of 'ViT-L-14/openai'; known: glyphs",
-        ("--check", "nowhere"): "nowhere is no folder",
-        ("--check", "results"): "results lie here without a submission.toml",
+        ("--check", "nowhere"): "nowhere is not a folder",
+        ("--check", "results"): "it has results but no submission.toml",
     }.items():
         done = cli("submit", *arguments, cwd=tmp_path)
         assert done.returncode in (1, 2) and message in done.stderr + done.stdout
     (tmp_path / "empty").mkdir()
     done = cli("submit", "--check", "empty", cwd=tmp_path)
-    assert done.returncode == 2 and "empty holds no submissions" in done.stderr
+    assert done.returncode == 2 and "empty has no submissions" in done.stderr
 
 
 def change_toml(old: str, new: str) -> Callable[[Path], None]:
@@ -408,11 +411,14 @@ def in_run(**values: Any) -> Change:
 
 TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "numbers": (forge(of_sets(fpr95=0.001)), "glyphs-near: fpr95 is 0.001 in the result"),
-    "stamps of another kind": (forge(in_run(extracted=[1])), "its content is not such as oodbench writes it"),
-    "calibration of another kind": (forge(in_run(calibration=1)), "its content is not such as oodbench writes it"),
+    "stamps of another kind": (forge(in_run(extracted=[1])), "its content does not have the form that oodbench writes"),
+    "calibration of another kind": (
+        forge(in_run(calibration=1)),
+        "its content does not have the form that oodbench writes",
+    ),
     "scores": (
         lambda folder: (folder / "result.parquet").write_bytes(b"PAR1"),
-        "result.parquet was changed: its sha256 is not that in submission.toml",
+        "result.parquet was changed: its sha256 differs from that in submission.toml",
     ),
     "a result": (
         lambda folder: (folder / "result.json").write_text((folder / "result.json").read_text().replace("0.", "1.", 1)),
@@ -437,12 +443,12 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no code": (change_toml('code = "https://github.com/jane/mine"\n', ""), "submission.toml: 'code' is missing"),
     "a number": (change_toml('paper = "arXiv:2401.00001"', "paper = 2401.00001"), "'paper' is 2401.00001, not a str"),
     "no TOML": (change_toml("[files]", "[files"), "submission.toml: Expected"),
-    "no digest": (change_toml('"result.json" = "', '"result.json" = "x'), "digest of 'result.json' is no sha256"),
+    "no digest": (change_toml('"result.json" = "', '"result.json" = "x'), "digest of 'result.json' is not a sha256"),
 }
 
 
 @pytest.mark.parametrize("name", TAMPERED)
-def test_what_check_finds(name: str, submitted: Path, cli: Cli) -> None:
+def test_check_reports_problems(name: str, submitted: Path, cli: Cli) -> None:
     tamper, message = TAMPERED[name]
     tamper(submitted / "jane/glyphs/glyphs/mcm")
     done = cli("submit", "--check", "submissions", cwd=submitted.parent)
@@ -472,7 +478,7 @@ class Mine(Method[None]):
 
 
 @pytest.mark.slow
-def test_a_method_of_ones_own_keeps_the_contract(tmp_path: Path, cli: Cli) -> None:
+def test_the_contract_of_a_plugin_method_is_checked(tmp_path: Path, cli: Cli) -> None:
     plugin = tmp_path / "mine.py"
 
     def submit(sign: str, written: str) -> subprocess.CompletedProcess[str]:
@@ -483,7 +489,7 @@ def test_a_method_of_ones_own_keeps_the_contract(tmp_path: Path, cli: Cli) -> No
         return cli("submit", "results", "--plugin", "mine.py", *FORM, cwd=tmp_path)
 
     done = submit("2", "1")
-    assert done.returncode == 2 and "mine.py is not the source that its result was computed with" in done.stderr
+    assert done.returncode == 2 and "mine.py is not the source that computed its result" in done.stderr
     done = submit("-1", "-1")
     assert done.returncode == 2 and "mine breaks the contract: ranks id above ood" in done.stderr
     assert not (tmp_path / "submissions").exists()

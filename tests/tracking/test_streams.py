@@ -70,7 +70,7 @@ def test_a_page_that_is_too_large_is_left_out(
     assert name == "table.html" and b"<!doctype html>" in page.lower() and b"MCM" in page and b"<img" not in page
     monkeypatch.setattr(api, "LARGEST_PAGE", len(page) - 1)
     assert not [*api.Attachments(tmp_path)._page(tables, rows)]
-    assert "MLflow gets no page of 2 results" in caplog.text
+    assert "no page is sent to MLflow: that of 2 results" in caplog.text
 
 
 def test_names_of_runs_distinguish_streams() -> None:

@@ -781,7 +781,7 @@ def test_killed_and_stopped_trainings_resume_with_the_same_bits(
     assert printed == f"{start_of}{set_} --plugin {plugin}\n"
     process = start(tmp_path, table, plugin, *more)
     _, told = process.communicate(timeout=120)
-    assert process.returncode == 0 and "already finished: all 60 steps are made" in told
+    assert process.returncode == 0 and "already finished: all 60 steps are done" in told
 
 
 @pytest.mark.slow

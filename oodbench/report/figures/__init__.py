@@ -1,4 +1,4 @@
-"""Figures of the results of tables: metrics, curves, scores, mistakes, and metrics by encoder, parameter or shots."""
+"""Figures of the results in tables: metrics, curves, scores, mistakes, and metrics by encoder, parameter or shots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from oodbench.report.figures.figure import Heading, Plot, figure_data, unique
 from oodbench.report.figures.options import KINDS, FigureOptions
 from oodbench.results import Result
 
-# The others show scores, of which an ID image has one for each OOD set of a stream.
+# The other kinds show scores, and in streams an ID image has a score for each OOD set.
 _OF_STREAMS = ("overview", "stream", "sweep")
 
 __all__ = ["KINDS", "FigureOptions", "Heading", "Plot", "encoder_plots", "plots", "table_plots"]
@@ -34,10 +34,10 @@ def plots(
     paths    their JSON files by digest, which have the scores per image next to them; results without scores are
              missing from the figures that need them, whose captions say so
     data     folder of the datasets, as in `oodbench run --data`; sets without images are missing, which is logged
-    kinds    some of KINDS, in this order; "encoders" compares several tables, and is none of one table's
+    kinds    some of KINDS, in this order; "encoders" is ignored, because it compares several tables
     sets     names of the OOD sets to show; all when empty
-    width    of every figure in inches (a column of two has 3.25), without heading and with text of at least 6 points;
-             None: as wide as is legible
+    width    of every figure in inches (3.25 for one column of two), without heading and with text of at least 6 points;
+             None: as wide as needed
 
     Returns: an iterator over the figures.
 
@@ -49,7 +49,7 @@ def plots(
 def table_plots(
     results: Sequence[Result], paths: Mapping[str, Path], options: FigureOptions, heading: Heading | None = None
 ) -> Iterator[Plot]:
-    """Yield the figures of one table; `heading` None is the benchmark and the encoder."""
+    """Yield the figures of one table; `heading` None stands for the benchmark and the encoder."""
     found = figure_data(results, paths, options, heading)
     taken: set[str] = set()
     streams = any(row.stream for row in results)
@@ -62,7 +62,7 @@ def table_plots(
 
 
 def encoder_plots(tables: Sequence[Sequence[Result]], options: FigureOptions) -> Iterator[Plot]:
-    """Yield the figures of metrics by encoder: of tables that differ in nothing but their encoder."""
+    """Yield the figures of metrics by encoder, for tables that differ only in the encoder."""
     found = [figure_data(results, {}, options, None) for results in tables]
     from oodbench.report.figures.encoders import draw
 

@@ -1,4 +1,4 @@
-"""Densities: the scores of several methods side by side, on axes on which methods can be compared."""
+"""Densities: the scores of several methods side by side, on a common scale."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from oodbench.report.figures.style import (
 Floats = NDArray[np.float64]
 
 BINS, PANELS = 60, 12
-LOWEST, HIGHEST = -4.0, 4.0  # ends of the axis at most, where the threshold is 0 and the median of ID is 1
+LOWEST, HIGHEST = -4.0, 4.0  # widest ends of the axis, on which the threshold is 0 and the ID median is 1
 _TAIL = 0.002  # fraction of a set's scores that may be outside either end of a narrower axis
 
 
@@ -54,9 +54,9 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
 
 
 def scaled(scores: Mapping[str, Floats], dataset: str) -> dict[str, Floats]:
-    """Return scores by dataset minus the threshold that accepts 95 % of the ID set, over its distance to the median.
+    """Return (scores - threshold) / (ID median - threshold) by dataset, with the threshold that accepts 95 % of ID.
 
-    Where the two are equal, the unit is the standard deviation of the finite ID scores, and 1 if that is 0.
+    If median and threshold are equal, the unit is the standard deviation of the finite ID scores, or 1 if that is 0.
     """
     threshold = metrics.threshold_at_tpr(metrics.score_set(scores[dataset], dataset))
     finite = scores[dataset][np.isfinite(scores[dataset])]
@@ -76,7 +76,7 @@ def _read(figure_data: FigureData, one: PlottedResult) -> ScaledScores:
 
 
 def _range(sets: Sequence[Floats]) -> tuple[float, float]:
-    """Return the ends of the axis: all but the tails of every set, and at most LOWEST to HIGHEST."""
+    """Return the ends of the axis, which contain all but the tails of every set, within LOWEST to HIGHEST."""
     finite = [scores[np.isfinite(scores)] for scores in sets]
     known = [scores for scores in finite if len(scores)]
     low = min((float(np.quantile(scores, _TAIL)) for scores in known), default=0.0)
@@ -151,7 +151,7 @@ def _outside(figure_data: FigureData, found: Sequence[ScaledScores], edges: Floa
     """Return a sentence on the scores that the axis does not show."""
     out = []
     for one in found:
-        shares = [float(((s < edges[0]) | (s > edges[-1]) | ~np.isfinite(s)).mean()) for s in one.scores.values()]
-        if max(shares) >= 0.001:
-            out.append(f"{one.one.name} {100 * max(shares):.1f} %")
-    return f"Outside the axis, of the set with most of them: {', '.join(out)}." if out else ""
+        fractions = [float(((s < edges[0]) | (s > edges[-1]) | ~np.isfinite(s)).mean()) for s in one.scores.values()]
+        if max(fractions) >= 0.001:
+            out.append(f"{one.one.name} {100 * max(fractions):.1f} %")
+    return f"Outside the axis, for the set with the most such scores: {', '.join(out)}." if out else ""

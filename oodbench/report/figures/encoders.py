@@ -1,4 +1,4 @@
-"""Metrics by encoder: the averages of every method, with encoders in the order of what an image costs."""
+"""Metrics by encoder: the averages of every method, with encoders in the order of their cost per image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TITLES = {"auroc": "AUROC", "fpr95": "FPR95"}
 
 @dataclass(frozen=True)
 class EncoderLine:
-    """The results of a method of one name, by the position of their encoder; `position` gives its look."""
+    """The results of one method by the position of their encoder; `position` determines colour and marker."""
 
     position: int
     name: str
@@ -33,7 +33,7 @@ class EncoderLine:
 
 
 def draw(tables: Sequence[FigureData]) -> Iterator[Plot]:
-    """Yield figures of each benchmark with comparable tables of two encoders and a method that both have."""
+    """Yield figures of each benchmark that has comparable tables of two encoders with a common method."""
     families: dict[str, list[FigureData]] = {}
     for table in tables:
         families.setdefault(_key(table), []).append(table)
@@ -59,7 +59,7 @@ def lines(family: Sequence[FigureData]) -> list[EncoderLine]:
 
 
 def operations(encoder: Mapping[str, Any]) -> float | None:
-    """Return the multiply-adds of the image tower for one image, from the encoder's card; None if it does not tell."""
+    """Return the multiply-adds of the image tower for one image, from the encoder's card; None if unknown."""
     tower = (encoder.get("config") or {}).get("vision_cfg") or {}
     layers, wide, patch = tower.get("layers"), tower.get("width"), tower.get("patch_size")
     height, across = encoder.get("size") or (0, 0)
@@ -92,7 +92,7 @@ def _size_key(encoder: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def _key(table: FigureData) -> str:
-    """Return what tables of a figure agree in: all facts that make results comparable, but for their encoder."""
+    """Return a key of all facts, except the encoder, in which the tables of a figure must agree."""
     results = [row for one in table.plotted for row in (one.result, *one.others)]
     known = {k: v for k, v in facts(results[0]).items() if not k.startswith("encoder ")}
     prompts = [group.prompts for group in by_prompts(results) if len(group.results) == len(results)]
@@ -100,7 +100,7 @@ def _key(table: FigureData) -> str:
 
 
 def encoder_names(encoders: Sequence[Mapping[str, Any]]) -> tuple[list[str], str]:
-    """Return names that differ, and the tag of the weights if all have the same, which the names then lack."""
+    """Return unique names, and the common tag of the weights, which is then removed from the names, or ""."""
     names = [str(encoder.get("name", "unknown")) for encoder in encoders]
     tags = {name.rpartition("/")[2] if "/" in name and ":" not in name else "" for name in names}
     tag = tags.pop() if len(tags) == 1 else ""
@@ -149,7 +149,7 @@ def _page(family: Sequence[FigureData], methods: Sequence[EncoderLine], number: 
     sentences = [
         f"AUROC and FPR95 in %, plain averages over OOD sets ({titles}), by encoder.",
         "Encoders in ascending order of the multiply-adds of their image tower"
-        + (f"; last, by name, those whose config does not tell: {', '.join(unknown)}." if unknown else "."),
+        + (f"; last, by name, those for which it is unknown: {', '.join(unknown)}." if unknown else "."),
         f"Bars: {level:g} % intervals over images, where the result has them." if bars else "No intervals are known.",
         "Methods with results of one encoder only are not shown.",
     ]

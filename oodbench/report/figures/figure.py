@@ -1,4 +1,4 @@
-"""A plot with its title and caption, written as PNG and PDF, and the results of one table that plots show."""
+"""A plot with title and caption, written as PNG and PDF, and the results of one table for its plots."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Heading:
-    """Heading of a table's plots: `stem` is the beginning of their file names, `title` is the table's title."""
+    """Heading of a table's plots: `stem` is the start of their file names, `title` is the table's title."""
 
     stem: str
     title: str
@@ -37,12 +37,12 @@ class Heading:
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot of a table's results. `title` and `caption` are plain text, with special characters as they are."""
+    """One plot of a table's results. `title` and `caption` are plain text without escapes."""
 
     name: str  # file name without suffix, safe on every system, unique within one call: "glyphs-histogram-mcm"
     kind: str  # one of KINDS
     title: str
-    caption: str  # what it shows, how to read it, what is missing and why
+    caption: str  # contents, how to read them, and what is missing and why
     figure: Figure  # of matplotlib's object API: freed with the plot
 
     def png(self, dpi: int = 150) -> bytes:
@@ -71,12 +71,12 @@ class Plot:
 
 
 def stem(*words: str) -> str:
-    """Return words as the beginning of a file name that is valid on every system."""
+    """Join words to the start of a file name that is valid on every system."""
     return "-".join(slug(word)[:60] for word in words if word)
 
 
 def unique(name: str, taken: set[str]) -> str:
-    """Return the name, with a number if it or one that differs in case alone is in `taken`, and add it there."""
+    """Return the name, numbered if `taken` contains it in any letter case, and add it to `taken`."""
     number, found = 1, name
     while found.casefold() in taken:
         number += 1
@@ -92,9 +92,9 @@ def _encodable(text: str) -> str:
 
 @dataclass(frozen=True)
 class PlottedResult:
-    """A finished result: its position in the table, which gives its colour, and its name there.
+    """A finished result with its position in the table, which determines its colour, and its name there.
 
-    Of a stream the results of all seeds, of which `result` is the first.
+    For a stream, `result` is the first seed and `others` are the other seeds.
     """
 
     position: int
@@ -115,7 +115,7 @@ class FigureData:
     sets     the OOD sets that are shown; all results have them
     paths    the results' files by digest
     failed   names of results that failed
-    width    of every figure in inches; None: as wide as is legible
+    width    of every figure in inches; None: as wide as needed
     """
 
     heading: Heading
@@ -126,12 +126,12 @@ class FigureData:
     width: float | None = None
 
     def above(self, title: str) -> list[str]:
-        """Return the lines above a figure; none above one of a given width, which has its caption in a paper."""
+        """Return the lines above a figure; none for a figure of a given width, which has its caption in a paper."""
         return [] if self.width else [title, self.heading.title]
 
     @cached_property
     def scored(self) -> tuple[PlottedResult, ...]:
-        """Results whose scores per image exist and give their AUROC; others are logged."""
+        """Results whose scores per image exist and match their AUROC; others are logged."""
         out = []
         for one in self.plotted:
             try:
@@ -148,7 +148,7 @@ class FigureData:
 
         path = self.paths.get(one.result.digest)
         if path is None:
-            raise UserError("its result is in no results folder, so it has no scores per image")
+            raise UserError("its result is not in a results folder, so it has no scores per image")
         return checked_scores(one.result, path.with_suffix(".parquet"))
 
     def image_names(self, one: PlottedResult) -> dict[str, list[str]]:
@@ -170,11 +170,11 @@ class FigureData:
         return " ".join(filter(None, sentences))
 
     def average(self, one: PlottedResult, sets: Sequence[SetRow], metric: str) -> float:
-        """Return the average of a metric over OOD sets, of a stream over its seeds, too."""
+        """Return the average of a metric over OOD sets, and over the seeds of a stream."""
         return math.fsum(statistics.fmean(one.values(s.dataset, metric)) for s in sets) / len(sets)
 
     def interval(self, one: PlottedResult, sets: Sequence[SetRow], metric: str) -> Interval | None:
-        """Return the interval of an average: results have those of single sets, of groups and of all sets."""
+        """Return the interval of an average, which is known for single sets, groups and all sets."""
         if len(sets) == 1:
             return self.of(one, sets[0].dataset).intervals.get(metric)
         names = {s.dataset for s in sets}
@@ -184,14 +184,14 @@ class FigureData:
         return None
 
     def of(self, one: PlottedResult, dataset: str) -> SetRow:
-        """Return the numbers of a result on an OOD set."""
+        """Return the metrics of a result on an OOD set."""
         return next(s for s in one.result.ood if s.dataset == dataset)
 
 
 def figure_data(
     results: Sequence[Result], paths: Mapping[str, Path], options: FigureOptions, heading: Heading | None
 ) -> FigureData | None:
-    """Return what figures show of a table's results, or None if all failed."""
+    """Return the data of a table's figures, or None if all results failed."""
     groups = by_prompts(results)
     prompts = next((group.prompts for group in groups if len(group.results) == len(results)), "")  # in the title
     lines = repeated(results, seeds=False)
@@ -216,5 +216,5 @@ def figure_data(
 
 
 def stem_words(row: Result) -> list[str]:
-    """Return the words that the names of the figures of a result's table begin with."""
+    """Return the first words of the figure names of a result's table."""
     return [row.benchmark, *(["test-time"] if row.stream else [])]

@@ -1,4 +1,4 @@
-"""Histograms: a figure for each method with a panel for each OOD set, its scores over those of the ID set."""
+"""Histograms: a figure per method with a panel per OOD set, which shows its scores and those of the ID set."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _outside_text(on_id: int, ood: int) -> str:
 
 
 def _words(panel: Axes, one: SetRow, wide: float, outside: str) -> None:
-    """Write the name of a set and its metrics above its panel, in two lines above a narrow one."""
+    """Write the name of a set and its metrics above its panel, in two lines if the panel is narrow."""
     numbers = f"AUROC {100 * one.auroc:.2f}, FPR95 {100 * one.fpr95:.2f}"
     narrow = wide < 2.9
     name = one.title if narrow else f"{one.title}, n = {one.n:,}"
@@ -144,7 +144,7 @@ def _marker(colour: str) -> dict[str, Any]:
 
 
 def _legend(panel: Axes, entries: Sequence[Entry]) -> None:
-    """Draw the legend above the first panel, where no bar can reach."""
+    """Draw the legend above the first panel, where no bar is."""
     (wide, high), x = _LAYOUT.panel, 0.0
     for name, looks in entries:
         text, y = shortened(name, 1.75, SIZE), 1 + 0.29 / high

@@ -1,4 +1,4 @@
-"""Where the names of points are placed, so that none covers another or a point."""
+"""Placement of labels at points without overlaps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cached_property
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 Point = tuple[float, float]
 
-LEADER = 7.5  # a line joins label and point when they are at least so far apart
+LEADER = 7.5  # a line joins label and point if they are at least this far apart
 _RADII = (5.0, 8.0, 12.0, 17.0, 23.0, 30.0, 38.0, 48.0, 60.0, 75.0, 95.0, 120.0, 150.0, 190.0, 240.0)
 _ANGLES = (0, 180, 45, 135, -45, -135, 90, -90, 20, 160, -20, -160, 70, 110, -70, -110)
 # Costs, as distances, of covering an interval's bar, crossing another label's line, and being nearer to another point.
@@ -22,8 +22,8 @@ _COVERED, _OUTSIDE = 1e4, 1e6
 class LabelArea:
     """Points to be labelled inside a frame; all in typographic points (1/72 inch).
 
-    bars  intervals, which labels avoid where it costs little
-    keep  smallest distance between a label and a point
+    bars  intervals, which labels avoid at low cost
+    keep  minimum distance between a label and a point
     """
 
     points: Sequence[Point]
@@ -33,16 +33,16 @@ class LabelArea:
 
     @cached_property
     def marks(self) -> list[Box]:
-        """Return the boxes around the points, which no label covers."""
+        """Return the boxes around the points, which labels must not cover."""
         keep = self.keep
         return [(x - keep, y - keep, x + keep, y + keep) for x, y in self.points]
 
 
 def place_labels(plane: LabelArea, sizes: Sequence[Point]) -> list[Box]:
-    """Return a box of each size near its point; none covers another or a point while the frame has space."""
+    """Return a box of each size near its point, without overlaps as long as the frame has space."""
     done: dict[int, Box] = {}
     order = sorted(range(len(sizes)), key=lambda i: -_crowd(plane.points, i))
-    for i in (*order, *order):  # in the second pass all others are placed
+    for i in (*order, *order):  # in the second pass, all other boxes are placed
         done.pop(i, None)
         best, least = None, math.inf
         for radius, box in _around(plane.points[i], sizes[i]):
@@ -57,12 +57,12 @@ def place_labels(plane: LabelArea, sizes: Sequence[Point]) -> list[Box]:
 
 
 def leader(point: Point, box: Box) -> Point:
-    """Return the position in a box that is nearest to a point, where its line ends."""
+    """Return the position in a box nearest to a point, where the line to the point ends."""
     return min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
 
 
 def _around(point: Point, size: Point) -> Iterator[tuple[float, Box]]:
-    """Yield boxes around a point with the distances of their nearest sides or corners, the nearest first."""
+    """Yield boxes around a point with their distances, the nearest first."""
     for radius in _RADII:
         for angle in _ANGLES:
             dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
@@ -73,7 +73,7 @@ def _around(point: Point, size: Point) -> Iterator[tuple[float, Box]]:
 
 
 def _cost(plane: LabelArea, i: int, box: Box, done: Mapping[int, Box], limit: float) -> float:
-    """Return the cost of a box for point i, given the boxes `done`; not all of it if it is not below a limit."""
+    """Return the cost of a box for point i, given the boxes `done`; stop when it reaches the limit."""
     own = _distance(plane.points[i], box)
     marks = plane.marks
     clashes = sum(_overlap(box, other) for other in (*done.values(), *marks))
@@ -115,13 +115,13 @@ def _crosses(point: Point, box: Box, other: Box) -> bool:
 
 
 def _crowd(points: Sequence[Point], i: int) -> float:
-    """Return how near a point's neighbours are: labels of crowded points are placed first."""
+    """Return the density of points around a point; labels of crowded points are placed first."""
     x, y = points[i]
     return sum(1 / (10 + math.hypot(x - u, y - v)) for u, v in points)
 
 
 def are_legible(area: LabelArea, boxes: Sequence[Box], farthest: float) -> bool:
-    """Return whether placed boxes are inside the frame, cover nothing, and are near their points."""
+    """Return whether all boxes are inside the frame, without overlaps, and near their points."""
     for i, (point, box) in enumerate(zip(area.points, boxes, strict=True)):
         covered = [*boxes[:i], *area.marks]
         if not _inside(box, area.frame) or _distance(point, box) > farthest:

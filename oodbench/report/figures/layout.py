@@ -1,4 +1,4 @@
-"""Where the panels, the heading and the legend of a figure are, all in inches."""
+"""Layout of panels, heading and legend of a figure, in inches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from oodbench.report.figures.style import GREY, SIZE, add_text, printable_text, shortened, width, wrapped
 
-Entry = tuple[str, Mapping[str, Any]]  # of a legend: a name, and how its line or marker looks
+Entry = tuple[str, Mapping[str, Any]]  # of a legend: a name, and the style of its line or marker
 
 _SMALL = SIZE - 0.5
 _SAMPLE, _PITCH = 0.36, 0.125  # of a legend: width of a line's sample with its gaps, and height of an entry
@@ -32,8 +32,8 @@ class FigureLayout:
     def fitted(self, panels: int, wide: float, narrowest: float, **changes: Any) -> FigureLayout:
         """Return a layout that is `wide` inches across.
 
-        It has as many columns as have room for panels of the `narrowest` width, and rows of nearly equal length. Panels
-        are no taller than before, and no wider than half as much again: a single one stands in the middle.
+        It has as many columns as panels of the `narrowest` width fit, and rows of nearly equal length. Panels become no
+        taller, and at most 1.5 times as wide; a single panel is centred.
         """
         out = replace(self, **changes)
         room = wide - out.left - out.right
@@ -46,14 +46,14 @@ class FigureLayout:
         return replace(out, panel=(w, h), columns=columns, left=out.left + spare, right=out.right + spare)
 
     def columns_of(self, panels: int) -> int:
-        """Return the number of columns that some panels fill."""
+        """Return the number of columns for a number of panels."""
         return min(self.columns, panels)
 
 
 def new_figure(
     heading: Sequence[str], panels: int, layout: FigureLayout, legend: Sequence[Entry] = ()
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with its heading (the first line in bold), its panels, row by row, and below a legend."""
+    """Return a figure with a heading (first line in bold) and a legend below, and its panels, row by row."""
     columns = layout.columns_of(panels)
     rows = -(-panels // columns)
     (w, h), (dx, dy) = layout.panel, layout.gap
@@ -90,7 +90,7 @@ def _heading_lines(heading: Sequence[str], across: float) -> list[tuple[str, flo
 
 @dataclass(frozen=True)
 class _Legend:
-    """A legend below the panels, in columns as wide as the longest name; a long one has two columns at least."""
+    """A legend below the panels, in columns as wide as the longest name; a long one has at least two columns."""
 
     entries: Sequence[Entry]
     across: float
@@ -136,7 +136,7 @@ def add_note(panel: Axes, at: tuple[float, float], text: str, raised: float = 0.
 
 
 def draw_entry(where: Axes, at: tuple[float, float], entry: Entry, wide: float) -> None:
-    """Draw a line or a marker, and its name, in a number of inches; the axes' data are in inches, too."""
+    """Draw a line or a marker with its name, `wide` inches across; the axes' data are in inches, too."""
     (x, y), (name, looks) = at, entry
     middle = looks.get("linestyle") == "none"
     where.plot([x + 0.12] if middle else [x, x + 0.24], [y] if middle else [y, y], **{"markersize": 2.4, **looks})
@@ -146,7 +146,7 @@ def draw_entry(where: Axes, at: tuple[float, float], entry: Entry, wide: float) 
 
 
 def add_key(panel: Axes, entries: Sequence[Entry], size: tuple[float, float], key: float) -> None:
-    """List the lines of a panel of some size, by name and look, in as many inches to the right of it."""
+    """List the lines of a panel in a key to the right of it, `key` inches wide."""
     wide, high = size
     inset = panel.inset_axes((1 + 0.15 / wide, 0, key / wide, 1))
     inset.set(xlim=(0, key), ylim=(-high, 0))

@@ -45,12 +45,12 @@ log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]  # height, width, 3
 
-LARGEST = 192  # pixels of the longer side; larger images are scaled down
+LARGEST = 192  # pixels; images with a longer side are scaled down
 
 
 @dataclass
 class MistakeGallery:
-    """The images of a table's datasets, listed once each; `absent` has the reason for each that is not available."""
+    """The images of a table's datasets, each listed once; `absent` has the reason for each unavailable one."""
 
     data: Path | None
     absent: dict[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class MistakeGallery:
     _names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def images(self, row: Result, of: IdRow | SetRow, names: Sequence[str]) -> list[Pixels] | None:
-        """Return images of a set by their names in the result's scores, or None, which is logged, if not available."""
+        """Return images of a set by their names in the result's scores; if unavailable, log why and return None."""
         listing = self._listing(row, of)
         if listing is None:
             return None
@@ -74,12 +74,12 @@ class MistakeGallery:
             self._skip(of, f"its list has no image {error}")
         except UserError as error:
             self._skip(of, str(error))
-        except Exception as error:  # whatever a decoder raises
+        except Exception as error:  # decoders raise many types
             self._skip(of, f"an image cannot be read: {describe_error(error)}")
         return None
 
     def classes(self, row: Result) -> tuple[str, ...]:
-        """Return the result's class names in label order, or (), which is logged, if they are not available."""
+        """Return the result's class names in label order; if unavailable, log it and return ()."""
         digest = str(row.classes.get("digest"))
         if digest not in self._names:
             self._names[digest] = self._found(row, digest)
@@ -128,9 +128,9 @@ class MistakeGallery:
             labelled=isinstance(of, IdRow),
         )
         if found.digest != of.list_digest:
-            why = f"what lies at {found.folder} is not the list of images that was scored"
+            why = f"the images at {found.folder} are not the list of images that was scored"
             if "time" in str(row.run.get("lists")) and not found.content:
-                why = "its row is of an older oodbench, whose digests of images counted times; run again"
+                why = "its result is from an older oodbench, whose image digests included file times; run it again"
             raise UserError(f"dataset '{of.dataset}': {why} ({len(found):,} images; names and sizes count)")
         return found
 
@@ -142,7 +142,7 @@ class MistakeGallery:
 
 
 def _urls(dataset: Dataset) -> list[str]:
-    """Return the URLs of a set and of the sets that it consists of."""
+    """Return the URLs of a set and of its parts."""
     made_of = [*dataset.parts, *([dataset.within] if dataset.within else [])]
     own = expand_pattern(dataset.path) if is_url(dataset.path) else []
     return [*own, *(url for name in made_of for url in _urls(catalogue.dataset(name)))]
@@ -156,7 +156,7 @@ def _pixels(listing: ImageSet, index: int) -> Pixels:
 
 
 IMAGES, STRIPS = 8, 6  # images of a set, sets in one figure
-_CELL, _GAP, _PITCH = 0.92, 0.14, 0.115  # inches: an image, to the next one, a line of text
+_CELL, _GAP, _PITCH = 0.92, 0.14, 0.115  # inches: an image, the gap to the next one, a line of text
 _MARGIN = 0.05  # at the sides of a figure of a given width
 _NARROW = 0.72  # inches: the smallest image and its gap
 
@@ -191,7 +191,7 @@ def draw(figure_data: FigureData, data: Path | None = None) -> Iterator[Plot]:
 
 
 def worst(scores: NDArray[np.float64], count: int, *, lowest: bool) -> NDArray[np.int64]:
-    """Return positions of the lowest (or highest) scores, the worst first, equal ones in list order."""
+    """Return positions of the lowest (or highest) scores, the worst first, ties in list order."""
     return np.argsort(scores if lowest else -scores, kind="stable")[:count]
 
 
@@ -224,7 +224,7 @@ def _strips(figure_data: FigureData, one: PlottedResult, gallery: MistakeGallery
 
 
 def _count(wide: float | None) -> int:
-    """Return the number of images of a set in a figure of a width in inches."""
+    """Return the number of images per set in a figure of a width in inches."""
     return IMAGES if wide is None else min(IMAGES, int((wide - 2 * _MARGIN + _GAP) / _NARROW))
 
 
@@ -255,10 +255,10 @@ def _page(
     gone = [title for name, title in titles.items() if name in gallery.absent]
     none = all(image.lines.count("CLIP: none") for strip in strips for image in strip.images)
     sentences = [
-        f"Of each set the {count} images that {one.name} scores worst: ID images of the lowest, OOD images of the "
-        "highest scores. Below each: its class where it is known, the class that CLIP chose, its score, its file. "
-        "With a frame: on the wrong side of the score that at least 95 % of ID images reach.",
-        "The method chooses no class." if none else "",
+        f"The {count} images of each set that {one.name} scores worst: ID images with the lowest and OOD images with "
+        "the highest scores. Below each: its class if known, the class predicted by CLIP, its score, its file. "
+        "Framed: on the wrong side of the score that at least 95 % of ID images reach.",
+        "The method predicts no class." if none else "",
         f"Images not available, so not shown: {', '.join(gone)}." if gone else "",
         figure_data.missing(),
     ]
@@ -268,13 +268,13 @@ def _page(
 
 
 def _above(strip: ImageStrip, across: float) -> list[str]:
-    """Return the lines below the title of a strip; none if its subtitle has room beside the title."""
+    """Return the lines below the title of a strip; none if the subtitle fits beside the title."""
     beside = across - width(strip.title, SIZE + 0.5) / 0.9 - 0.2
     return [] if width(strip.subtitle, SIZE - 0.5) <= beside else wrapped(strip.subtitle, across, SIZE - 0.5)
 
 
 def _strip(panel: Axes, strip: ImageStrip, subtitle: Sequence[str], cell: float) -> None:
-    """Draw images of `cell` inches with their texts; the subtitle is beside the title if it has no lines of its own."""
+    """Draw images of `cell` inches with their texts; without lines in `subtitle`, it is written beside the title."""
     pixels = panel.get_window_extent()
     across, high = (float(side) / panel.figure.dpi for side in (pixels.width, pixels.height))
     panel.set(xlim=(0, across), ylim=(high, 0))  # inches from the upper left corner

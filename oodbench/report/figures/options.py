@@ -1,4 +1,4 @@
-"""Which figures are drawn of some results, and how wide."""
+"""Kinds and width of figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from oodbench.errors import UserError, did_you_mean, raise_all
 NEEDS = {
     "overview": "finished results",
     "encoders": "results of two encoders with the same settings: oodbench run --encoder ENCODER",
-    "shots": "results with two numbers of labelled images a class: oodbench run --shots K",
+    "shots": "results with two numbers of labelled images per class: oodbench run --shots K",
     "sweep": "results of two values of a hyper-parameter: oodbench run --methods 'energy[scale=1],energy[scale=10]'",
     "stream": "results of a method that learns from the test stream",
     "roc": "results with scores per image",
@@ -30,12 +30,12 @@ NARROWEST, WIDEST = 2.0, 30.0
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What figures show.
+    """Options of figures.
 
     data   folder of the datasets, as in `oodbench run --data`
     kinds  some of KINDS, in this order
     sets   names of the OOD sets to show; all when empty
-    width  of every figure in inches, with text of at least 6 points and no heading; None: as wide as is legible
+    width  of every figure in inches, with text of at least 6 points and no heading; None: as wide as needed
     """
 
     data: Path | None = None
@@ -51,7 +51,7 @@ class FigureOptions:
 
 
 def parse_width(text: str) -> float | None:
-    """Return `column`, `page`, or a number of inches (or `84mm`, `8.4cm`, `237pt`) in inches; None for ""."""
+    """Return the width `column`, `page`, a number of inches, or `84mm`, `8.4cm`, `237pt` in inches; None for ""."""
     if not text:
         return None
     if text in WIDTHS:
@@ -60,7 +60,7 @@ def parse_width(text: str) -> float | None:
     if not match or match[2] not in _INCHES:
         known = ", ".join(f"{name} ({inches:g} inches)" for name, inches in WIDTHS.items())
         raise UserError(
-            f"--width '{text}' is no width; known: {known}, and lengths such as 3.25, 84mm, 8.4cm and 237pt"
+            f"--width '{text}' is not a width; known: {known}, and lengths such as 3.25, 84mm, 8.4cm and 237pt"
         )
     inches = float(match[1]) * _INCHES[match[2]]
     if not NARROWEST <= inches <= WIDEST:

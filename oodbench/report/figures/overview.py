@@ -30,10 +30,11 @@ from oodbench.report.figures.style import (
 )
 from oodbench.results import Interval, SetRow
 
-NAMED = 40  # methods with a name in the figure; of more, the best ones
+NAMED = 40  # maximum number of methods with a name in the figure, the best ones
 FEW = 12  # methods whose names fit into a small panel
-_FARTHEST = 22.0  # points from a point to its name; beyond, figures of a given width have numbers and a legend
-_FULL = 0.15  # fraction of a panel that names may cover; beyond, the same
+# In figures of a given width, names are replaced by numbers and a legend beyond these limits:
+_FARTHEST = 22.0  # typographic points from a point to its name
+_FULL = 0.15  # fraction of a panel that names cover
 
 
 def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
@@ -73,7 +74,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
 
 
 def _title(name: str, sets: Sequence[SetRow], panels: int, wide: float | None) -> str:
-    """Return the title of a panel, a short one in a figure of a given width."""
+    """Return the title of a panel, shortened in a figure of a given width."""
     over = sets[0].title if len(sets) == 1 else f"{len(sets)} sets" if wide else f"average of {len(sets)} sets"
     what = "All OOD" if name == "all" and wide else "All OOD sets" if name == "all" else f"{name.capitalize()} OOD"
     return over if panels == 1 and not (wide and len(sets) > 1) else f"{what}: {over}"
@@ -85,10 +86,10 @@ def _looks(one: PlottedResult) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """A panel's averages, in percent, and their intervals, by the position of the method; `best` have names.
+    """A panel's averages in percent and their intervals, by the position of the method; the `best` have names.
 
     at    (AUROC, FPR95) of every method
-    bars  ends of the intervals of the best ones: those of AUROC, then of FPR95
+    bars  intervals of AUROC and of FPR95 of the best methods
     """
 
     title: str
@@ -157,7 +158,7 @@ def _figure(
     legend: Sequence[Entry] = (),
     strict: bool = False,
 ) -> Figure | None:
-    """Return the figure with names, or numbers, at its points; a `strict` one is None if they are not all legible."""
+    """Return the figure with names or numbers at its points; if `strict`, None unless all of them are legible."""
     few = len(names) <= FEW
     layout = FigureLayout(*(((3.6, 3.1), 3) if few else ((5.2, 4.4), 2)), gap=(0.65, 0.75), head=0.3)
     if wide := figure_data.width:
@@ -168,7 +169,7 @@ def _figure(
     shown = [shortened(name, 1.5, size) for name in names]
     sizes = [(72 * width(name, size) + 2, size * 1.25) for name in shown]
     if strict and any(width(name, size) > 1.5 for name in names):
-        return None  # a shortened name may say too little
+        return None  # shortened names may be ambiguous
     if strict and sum(x * y for x, y in sizes) > _FULL * 72**2 * math.prod(layout.panel):
         return None
     columns = layout.columns_of(len(panels))
@@ -188,7 +189,7 @@ def _figure(
 
 
 def _labels(panel: Axes, labels: Sequence[tuple[PlottedResult, str, Point, Box]], frame: Box, size: float) -> None:
-    """Write names at their places, with lines to points that are far."""
+    """Write names at their positions, with lines to distant points."""
     _, _, wide, high = frame
     for one, name, point, box in labels:
         end = leader(point, box)
@@ -203,5 +204,5 @@ def _labels(panel: Axes, labels: Sequence[tuple[PlottedResult, str, Point, Box]]
 
 
 def _dark(colour: str) -> str:
-    """Return a colour in which small text is legible: black for the pale ones of the palette."""
+    """Return a colour in which small text is legible: black instead of the palette's pale colours."""
     return colour if colour in (COLOURS[0], COLOURS[1], COLOURS[2]) else "black"

@@ -1,4 +1,4 @@
-"""Rank correlation: Spearman's, between the scores of every two methods over all images of the table."""
+"""Spearman's rank correlation between the scores of every two methods over all images of the table."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from oodbench.report.figures.style import GREY, SIZE, SMALLEST, add_text, plot_s
 Floats = NDArray[np.float64]
 log = logging.getLogger(__name__)
 
-METHODS = 40  # in one figure; of more, those with the highest average AUROC
-_LINE = 0.105  # inches from one name to the next at least
-_BAR = 0.1  # inches: width of the bar of colours
+METHODS = 40  # maximum number in one figure, those with the highest average AUROC
+_LINE = 0.105  # inches: minimum distance between names
+_BAR = 0.1  # inches: width of the colour bar
 
 
 def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
@@ -65,7 +65,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         f"Shown: the {len(best)} methods with the highest average AUROC."
         if len(figure_data.scored) > len(best)
         else "",
-        "Read numbers from the colours." if not _numbered(cell) else "",
+        "Colours show the numbers." if not _numbered(cell) else "",
         figure_data.missing(),
     ]
     title = f"Rank correlation: {figure_data.heading.title}"
@@ -85,7 +85,7 @@ def spearman(scores: list[Floats]) -> Floats:
 
 
 def _centred(scores: Floats) -> Floats:
-    """Return ranks minus their average; equal scores have the average of their ranks."""
+    """Return ranks minus their average; tied scores get their average rank."""
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[place] - (len(scores) + 1) / 2
@@ -99,12 +99,12 @@ def _all(figure_data: FigureData, one: PlottedResult) -> Floats:
 
 
 def _numbered(cell: float) -> bool:
-    """Return whether cells of a number of inches have room for their numbers."""
+    """Return whether cells of this many inches have room for their numbers."""
     return cell >= width("-0.00", SMALLEST)
 
 
 def _map(panel: Axes, grid: Floats, names: list[str], size: tuple[float, float], points: float) -> None:
-    """Draw the cells, and the bar of their colours, in a panel of a size in inches; names have some points."""
+    """Draw the cells and the colour bar in a panel of a size in inches; the font size of names is in points."""
     (wide, side), count = size, len(names)
     cell = side / count
     low = 0.0 if np.isnan(grid).all() else min(0.9, float(np.floor(10 * np.nanmin(grid)) / 10))

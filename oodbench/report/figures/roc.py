@@ -1,4 +1,4 @@
-"""ROC curves: a panel for each OOD set with a curve for each method; ID is positive."""
+"""ROC curves: a panel per OOD set with a curve per method; ID is positive."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
 def vertices(id_scores: Floats, ood_scores: Floats) -> tuple[Floats, Floats]:
     """Return FPR and TPR at the corners of the ROC curve, from (0, 0) to (1, 1); ID is positive.
 
-    Equal scores are accepted together. Points on the straight line between two others are omitted; this is decided by
-    integer counts, without rounding.
+    Equal scores are accepted together. Points on the straight line between two others are omitted, decided by integer
+    counts without rounding.
     """
     both = np.concatenate([id_scores, ood_scores])
     order = np.argsort(-both, kind="stable")

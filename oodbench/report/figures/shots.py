@@ -1,4 +1,4 @@
-"""Shots: metrics by the number of labelled images a class, a panel for the average and for each OOD set."""
+"""Shots: metrics by the number of labelled images per class, a panel for the average and for each OOD set."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _TITLES = {"auroc": "AUROC", "fpr95": "FPR95"}
 
 @dataclass(frozen=True)
 class ShotCurve:
-    """The results of a method with any number of labelled images a class and any seed."""
+    """The results of a method with all numbers of labelled images per class and all seeds."""
 
     name: str
     results: tuple[Result, ...]
 
     @cached_property
     def shots(self) -> list[int]:
-        """Return the numbers of labelled images a class, in ascending order."""
+        """Return the numbers of labelled images per class, in ascending order."""
         return sorted({_shots(row) for row in self.results})
 
     def values(self, shots: int, sets: Sequence[SetRow], metric: str) -> list[float]:
@@ -50,7 +50,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     """Yield figures of AUROC and FPR95; none if no method was run with two numbers of labelled images."""
     found = curves(figure_data)
     if len({shots for one in found for shots in one.shots}) < 2:
-        log.info("no figure by labelled images a class: no results with two numbers of them")
+        log.info("no figure by labelled images per class: no results with two numbers of them")
         return
     known = [(one.name, one.result) for one in figure_data.plotted if _group(one.result) == ZERO_SHOT]
     known.sort(key=lambda one: -_average(one[1], figure_data.sets, "auroc"))
@@ -61,11 +61,11 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         split = [(m, p) for m in pages(found, CURVES) for p in pages(panels, PANELS)]
         for number, (methods, shown) in enumerate(split, start=1):
             page = _Page(metric, number if len(split) > 1 else 0, methods, known[:LINES], dict(shown))
-            yield page.draw(figure_data, f"; of {len(known)} the {LINES} best" if len(known) > LINES else "")
+            yield page.draw(figure_data, f" (the {LINES} best of {len(known)})" if len(known) > LINES else "")
 
 
 def curves(figure_data: FigureData) -> list[ShotCurve]:
-    """Return the methods with a known number of labelled images a class, in the table's order."""
+    """Return the methods with a known number of labelled images per class, in the table's order."""
     found = by_shots([one.result for one in figure_data.plotted if _shots(one.result)])
     names = line_names([[without_shots(rows[0])] for rows in found])
     return [ShotCurve(name, tuple(rows)) for name, rows in zip(names, found, strict=True)]
@@ -73,7 +73,7 @@ def curves(figure_data: FigureData) -> list[ShotCurve]:
 
 @dataclass(frozen=True)
 class _Page:
-    """One figure: `sets` are the OOD sets of each panel by its title."""
+    """One figure; `sets` maps the title of each panel to its OOD sets."""
 
     metric: str
     number: int
@@ -82,7 +82,7 @@ class _Page:
     sets: Mapping[str, Sequence[SetRow]]
 
     def draw(self, figure_data: FigureData, choice: str) -> Plot:
-        title = f"{_TITLES[self.metric]} by labelled images a class" + (f" ({self.number})" if self.number else "")
+        title = f"{_TITLES[self.metric]} by labelled images per class" + (f" ({self.number})" if self.number else "")
         layout = FigureLayout((_WIDE, _HIGH), columns=3, gap=(0.45, 0.5), right=_KEY + 0.25, head=0.3)
         wide, count = figure_data.width, len(self.sets)
         if wide:
@@ -101,17 +101,17 @@ class _Page:
                     panel.axhline(value, **line_style(position), alpha=0.7, linewidth=0.8, gid=method)
                 self._frame(panel, layout.panel[0])
                 add_title(panel, name, layout.panel[0])
-                panel.set_xlabel("Labelled images a class" if place >= count - columns else "")
+                panel.set_xlabel("Labelled images per class" if place >= count - columns else "")
                 panel.set_ylabel(f"{_TITLES[self.metric]}, %" if place % columns == 0 else "")
             if not wide:
                 add_key(axes[columns - 1], entries, layout.panel, _KEY)
         counts = sorted({len(curve.values(k, (), self.metric)) for curve in self.methods for k in curve.shots})
         draws = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
         sentences = [
-            f"{_TITLES[self.metric]} in % by the number of labelled ID images a class that a method reads.",
-            f"Mean over {draws} seeds (draws of images) a point; bars: ± sample standard deviation."
+            f"{_TITLES[self.metric]} in % by the number of labelled ID images per class that a method reads.",
+            f"Mean over {draws} seeds (draws of images) per point; bars: ± sample standard deviation."
             if counts[-1] > 1
-            else "One draw of images a point.",
+            else "One draw of images per point.",
             f"Horizontal: zero-shot methods{choice}." if self.zero_shot else "",
             f"Failed, so not shown: {', '.join(figure_data.failed)}." if figure_data.failed else "",
         ]
@@ -136,7 +136,7 @@ class _Page:
 
 
 def _shots(row: Result) -> int:
-    """Return the number of labelled images a class, 0 if it is not known or all."""
+    """Return the number of labelled images per class, 0 if it is unknown or all."""
     known = card(row)
     return known.id_labels if known and isinstance(known.id_labels, int) else 0
 
@@ -147,6 +147,6 @@ def _group(row: Result) -> str:
 
 
 def _average(row: Result, sets: Sequence[SetRow], metric: str) -> float:
-    """Return the average of a metric over OOD sets in percent; 0 of no set."""
+    """Return the average of a metric over OOD sets in percent; 0 without sets."""
     names = {one.dataset for one in sets}
     return 100 * statistics.fmean([getattr(one, metric) for one in row.ood if one.dataset in names] or [0.0])

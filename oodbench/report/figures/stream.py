@@ -1,4 +1,4 @@
-"""Streams: the metrics of every thousand images by position in the stream, a panel for each OOD set."""
+"""Streams: the metrics of every thousand images by position in the stream, a panel per OOD set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TITLES = {"auroc": "AUROC", **TYPED}
 
 @dataclass(frozen=True)
 class StreamCurve:
-    """A metric of each thousand images [k] in percent: NaN where there are images of one kind only.
+    """A metric of each thousand images [k] in percent; NaN if all of them are ID or all are OOD.
 
     position   the middle of the thousand, in images
     deviation  sample standard deviation over seeds; NaN with fewer than two
@@ -50,7 +50,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
             for s in figure_data.sets
         }
         if all(np.isnan(found.mean).all() for found in curves.values()):
-            log.info("no %s by position in the stream: no thousand images have both kinds", _TITLES[metric])
+            log.info("no %s by position in the stream: no thousand images have both ID and OOD", _TITLES[metric])
             continue
         split = [(m, s) for m in pages(figure_data.plotted, LINES) for s in pages(figure_data.sets, PANELS)]
         for number, (methods, sets) in enumerate(split, start=1):
@@ -59,7 +59,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
 
 
 def curve(one: PlottedResult, dataset: str, metric: str) -> StreamCurve:
-    """Return the curve of a method on an OOD set, over the seeds of which the thousand has both kinds of images."""
+    """Return the curve of a method on an OOD set, over the seeds whose thousand has both ID and OOD images."""
     rows = [s for row in (one.result, *one.others) for s in row.ood if s.dataset == dataset]
     parts: list[tuple[dict[str, Any], ...]] = list(
         zip(*(row.stream.get("thousands", ()) for row in rows), strict=False)
@@ -101,9 +101,9 @@ def _page(
     seeds = any(one.others for one in figure_data.plotted)
     streams = [(one.result, *one.others) for one in figure_data.plotted]
     sentences = [
-        f"{_TITLES[metric]} in % of each 1,000 images of the stream, ID against OOD, at the middle of these.",
+        f"{_TITLES[metric]} in % of each 1,000 images of the stream, ID against OOD, drawn at their middle.",
         "Mean over stream seeds; band: ± sample standard deviation." if seeds else "",
-        "Gaps: images of one kind only. Dotted: after the first 1,000 images.",
+        "Gaps: only ID or only OOD images. Dotted: after the first 1,000 images.",
         protocol_caption(streams)[0],
         f"Failed, so not shown: {', '.join(figure_data.failed)}." if figure_data.failed else "",
     ]

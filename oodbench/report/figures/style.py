@@ -20,7 +20,7 @@ _LARGE = 144.0
 
 
 def printable_text(text: str) -> str:
-    r"""Return text with an escape such as \u4e00 for characters that DejaVu Sans lacks or that are not printable."""
+    r"""Escape characters that DejaVu Sans lacks or that are not printable, such as \u4e00."""
     return "".join(c if c.isprintable() and ord(c) in _known() else _escape(c) for c in text)
 
 
@@ -33,7 +33,7 @@ def width(text: str, points: float) -> float:
 
 
 def shortened(text: str, inches: float, points: float) -> str:
-    """Return text no wider than this: the middle of longer text is replaced by an ellipsis."""
+    """Return text of at most this width: the middle of longer text is replaced by an ellipsis."""
     text = printable_text(text)
     if width(text, points) <= inches:
         return text
@@ -42,7 +42,7 @@ def shortened(text: str, inches: float, points: float) -> str:
 
 
 def wrapped(text: str, inches: float, points: float) -> list[str]:
-    """Break text into lines no wider than this, at spaces and inside words that are too long."""
+    """Break text into lines of at most this width, at spaces and inside words that are too long."""
     lines = [""]
     for word in printable_text(text).split(" "):
         joined = f"{lines[-1]} {word}" if lines[-1] else word
@@ -80,14 +80,14 @@ def _known() -> Set[int]:
     return frozenset(_font().get_charmap())
 
 
-# Okabe & Ito's palette without its yellow, which white paper swallows; then the same in other dashes.
+# Okabe & Ito's palette without yellow, which is hard to see on white; further lines repeat it with other dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (5, 1.2, 1.2, 1.2)))
 MARKERS = ("o", "s", "^", "D")
 ID_COLOUR, OOD_COLOUR, WRONG = COLOURS[0], COLOURS[4], COLOURS[1]
 GREY = "#595959"
 SIZE = 7.0  # points of most text
-SMALLEST = 6.0  # points of any text, as many journals ask
+SMALLEST = 6.0  # points of any text, as many journals require
 _SETTINGS = {
     "font.family": "DejaVu Sans",
     "font.size": SIZE,
@@ -107,7 +107,7 @@ _SETTINGS = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.1,
-    "pdf.fonttype": 42,  # TrueType, which journals ask for
+    "pdf.fonttype": 42,  # TrueType, which journals require
 }
 
 
@@ -134,13 +134,13 @@ def add_text(where: Axes | Figure, at: tuple[float, float], text: str, **looks: 
 
 
 def pages(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
-    """Divide items into as few pages of nearly equal size as hold at most `most` items each."""
+    """Divide items into the fewest pages with at most `most` items each, of nearly equal size."""
     count = max(1, -(-len(items) // most))
     return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]
 
 
 def spaced(places: Sequence[float], texts: Sequence[str], wide: float) -> list[int]:
-    """Return which ticks of an axis have room for their texts: the last one, and before it what does not touch it.
+    """Return the ticks of an axis whose texts do not overlap, chosen from the last to the first.
 
     `places` ascend on an axis of `wide` inches, in any unit.
     """

@@ -1,4 +1,4 @@
-"""Sweeps: metrics by the value of one numeric hyper-parameter, a panel for each method and hyper-parameter."""
+"""Sweeps: metrics by the value of one numeric hyper-parameter, a panel per method and hyper-parameter."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from oodbench.results import Result, SetRow
 log = logging.getLogger(__name__)
 
 PANELS = 12  # in one figure
-WIDE_RANGE = 20  # a hyper-parameter whose values are positive and differ by such a factor has a logarithmic axis
+WIDE_RANGE = 20  # the axis is logarithmic if all values are positive and differ by at least this factor
 _WIDE, _HIGH, _KEY = 2.6, 1.75, 2.0  # inches: a panel, and the width of the key
 _TITLES = {"auroc": "AUROC", "fpr95": "FPR95"}
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The results of a method that differ in one hyper-parameter, and in seeds.
+    """The results of a method that differ only in one hyper-parameter, and in seeds.
 
-    values  its numbers, ascending
-    other   its value that is no number, such as None, or ""; it has no place on the axis
-    default the default value as written in `values`, or `other`; None if no result has it
+    values   the numeric values of the hyper-parameter, ascending
+    default  a result with its default value; None if there is none
     """
 
     name: str
@@ -46,7 +45,7 @@ class Sweep:
         return sorted({value for row in self.results if (value := _number(row, self.parameter)) is not None})
 
     def at(self, value: float, sets: Sequence[SetRow], metric: str) -> list[float]:
-        """Return the average of a metric over OOD sets in percent, for each result of a value."""
+        """Return the average of a metric over OOD sets in percent, for each result with a value."""
         chosen = [row for row in self.results if _number(row, self.parameter) == value]
         return [average(row, sets, metric) for row in chosen]
 
@@ -60,7 +59,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     """Yield figures of AUROC and FPR95; none if no hyper-parameter has two values."""
     found = sweeps([row for one in figure_data.plotted for row in (one.result, *one.others)])
     if not found:
-        log.info("no figure by hyper-parameter: no results differ in the value of one")
+        log.info("no figure by hyper-parameter: no results differ only in the value of one")
         return
     for metric in _TITLES:
         split = pages(found, PANELS)
@@ -69,7 +68,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
 
 
 def sweeps(results: Sequence[Result]) -> list[Sweep]:
-    """Return, method by method, the hyper-parameters of which results have two numbers and agree in all others."""
+    """Return, method by method, the hyper-parameters with at least two numeric values in otherwise equal results."""
     out = []
     for method in dict.fromkeys(row.method for row in results):
         rows = [row for row in results if row.method == method]
@@ -128,7 +127,7 @@ def _page(figure_data: FigureData, metric: str, found: Sequence[Sweep], number: 
     sentences = [
         f"{_TITLES[metric]} in % by the value of one hyper-parameter, the others as named.",
         "Mean over seeds; bars: ± sample standard deviation." if several else "",
-        "Dotted, vertical: the default; a default that is no number is a horizontal line.",
+        "Dotted, vertical: the default; a default that is not a number is a horizontal line.",
         f"Logarithmic axis: {', '.join(logarithmic)}." if logarithmic else "",
         f"Failed, so not shown: {', '.join(figure_data.failed)}." if figure_data.failed else "",
     ]

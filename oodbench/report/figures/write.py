@@ -18,7 +18,7 @@ CAPTIONS = "captions.txt"
 
 
 def write(tables: Sequence[Table], paths: Mapping[str, Path], folder: Path, options: FigureOptions) -> Counter[str]:
-    """Write NAME.png and NAME.pdf of every figure and all captions in one text file; return the figures of each kind.
+    """Write NAME.png and NAME.pdf of every figure, and all captions to one text file; return counts of each kind.
 
     Raises UserError if the folder cannot be written to.
     """
@@ -40,7 +40,7 @@ def write(tables: Sequence[Table], paths: Mapping[str, Path], folder: Path, opti
 
 
 def _plots(tables: Sequence[Table], paths: Mapping[str, Path], options: FigureOptions) -> Iterator[Plot]:
-    """Yield the figures of every table, and last those that compare tables."""
+    """Yield the figures of every table, then those that compare tables."""
     for table, heading in zip(tables, headings(tables), strict=True):
         yield from table_plots(results_of(table), paths, options, heading)
     if "encoders" in options.kinds:
@@ -53,7 +53,7 @@ def results_of(table: Table) -> list[Result]:
 
 
 def headings(tables: Sequence[Table]) -> list[Heading]:
-    """Return the headings of tables: titles, and beginnings of file names that differ from each other."""
+    """Return the headings of tables: titles, and unique starts of file names."""
     first = [next((line.result for line in table.lines if line.result), None) for table in tables]
     counts = Counter(stem(*stem_words(row)) for row in first if row)
     taken: set[str] = set()

@@ -1,9 +1,9 @@
 """BibTeX entries of the methods, datasets, benchmarks and published numbers in tables.
 
 Built-in names are looked up in `references.bib`, whose entries have full author lists. Any other citation, such as that
-of a user's own method, becomes an entry of what it says. A citation reads `Wang et al., ICCV 2023, arXiv:2308.12213`
-or ends in `doi:...` or an address. Several are separated by `; `, and each may say why it is cited: `subset by Huang &
-Li (MOS), CVPR 2021, ...`.
+of a user's own method, is parsed into an entry. A citation reads `Wang et al., ICCV 2023, arXiv:2308.12213` or ends in
+`doi:...` or an address. Several are separated by `; `, and each may start with a reason: `subset by Huang & Li (MOS),
+CVPR 2021, ...`.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def references() -> dict[str, BibEntry]:
 
 
 def works(citation: str, title: str = "") -> list[BibEntry]:
-    """Return the entries of the works that a citation names, none for the project's own.
+    """Return the entries of the works in a citation, none for the project's own.
 
-    A work that is not in `references.bib` gets an entry of what the citation says; `title` is that of the first work.
+    A work that is not in `references.bib` gets an entry parsed from the citation; `title` is that of the first work.
     """
     parts = [part for part in (p.strip() for p in citation.split(";")) if part and part != OWN]
     return [_known(_parsed(part, "" if number else title)) for number, part in enumerate(parts)]
@@ -88,12 +88,12 @@ def _known(entry: BibEntry) -> BibEntry:
 
 
 def keys_of_method(name: str) -> tuple[str, ...]:
-    """Return the BibTeX keys of a method; none if it cites nothing or is not known here."""
+    """Return the BibTeX keys of a method; none if it cites nothing or is not installed."""
     return tuple(entry.key for entry in _of_method(name))
 
 
 def keys_of_dataset(name: str) -> tuple[str, ...]:
-    """Return the BibTeX keys of a dataset; none for the user's own."""
+    """Return the BibTeX keys of a dataset; none if it cites nothing or is not declared here."""
     return tuple(entry.key for entry in _of_dataset(name))
 
 
@@ -139,7 +139,7 @@ def _of_dataset(name: str) -> tuple[BibEntry, ...]:
 
     try:
         found = catalog.dataset(name)
-    except UserError:  # the declaration is gone, or was on another machine
+    except UserError:  # the declaration was removed, or is on another machine
         return ()
     return tuple(works(found.cite, found.title))
 
@@ -158,7 +158,7 @@ def _of_quote(key: str) -> tuple[BibEntry, ...]:
 
 
 def _parsed(text: str, title: str) -> BibEntry:
-    """Return an entry of what one citation says: authors, then a venue that ends in the year, or else a title.
+    """Parse one citation: authors, then a venue that ends in the year, or else a title.
 
     Its key is the same in every table: `wang2023-2308.12213`, `xiao2010-cvpr`.
     """
@@ -180,7 +180,9 @@ def _parsed(text: str, title: str) -> BibEntry:
         "author": escape(re.sub(r" et al\.?$", " and others", authors).replace(" & ", " and ")),
         "title": f"{{{escape(title)}}}" if title else "",
         "booktitle": escape(venue),
-        "howpublished": f"arXiv preprint arXiv:{arxiv}" if arxiv and not venue else "",  # what every style prints
+        "howpublished": f"arXiv preprint arXiv:{arxiv}"
+        if arxiv and not venue
+        else "",  # a field that every style prints
         "year": year,
         "eprint": arxiv,
         "archivePrefix": "arXiv" if arxiv else "",

@@ -18,11 +18,11 @@ from oodbench.report.tables.streams import MEASURED, PARTS, part_of
 from oodbench.report.tables.table import Number, Table, TableLine
 from oodbench.results import METRICS, Result, flatten
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes texts that begin so
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates texts that start with one of these
 
 
 def csv_text(value: object) -> object:
-    r"""Return a value for a cell: text is made printable, and starts with `'` if a spreadsheet would compute it.
+    r"""Return a value for a cell: text is made printable, and starts with `'` if a spreadsheet would evaluate it.
 
     A line break in a name would end the line for readers of lines, and csv.writer does not quote a lone `\r`.
     """
@@ -38,7 +38,7 @@ def csv(tables: Sequence[Table], options: TableOptions | None = None, *, long: b
     """Return all tables under one header; metrics are fractions, and lines of equal `table` number are comparable.
 
     A cell is empty if the benchmark does not have the set, the result failed, or the method has no such value. Texts
-    are made safe by `csv_text`. Of the options, sets and metrics choose columns, or lines with one number if `long`.
+    are made safe by `csv_text`. The options `sets` and `metrics` select columns, or lines with one number if `long`.
     """
     found = records_of(tables, options, long=long)
     records = [{printable(name): csv_text(value) for name, value in record.items()} for record in found]
@@ -55,9 +55,9 @@ def parquet(tables: Sequence[Table], path: Path, options: TableOptions | None = 
     from pyarrow import parquet as file
 
     columns = columns_of(records_of(tables, options, long=long))
-    made = io.BytesIO()  # given a path, pyarrow removes what is there when it cannot write, even a device
-    file.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), made)
-    path.write_bytes(made.getvalue())
+    buffer = io.BytesIO()  # when it cannot write, pyarrow would remove the file at a path, even a device
+    file.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def columns_of(records: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
@@ -132,7 +132,7 @@ def _record(number: int, line: TableLine, row: Result | None, options: TableOpti
 
 
 def _access(line: TableLine) -> dict[str, object]:
-    """Return the group of a line, and what its method sees."""
+    """Return the access card of a line, with its group."""
     card = line.access.plain() if line.access else {"group": UNKNOWN}
     return {f"access.{name}": value for name, value in card.items()}
 
@@ -155,7 +155,7 @@ def _metrics(row: Result, options: TableOptions) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _LongNumber:
-    """A number with what it is of: a set or `near mean`, its group, a metric, images of the set, a part of a stream."""
+    """A number with its set (or `near mean`), group, metric, number of images, and part of a stream."""
 
     set: str
     group: str
@@ -220,7 +220,7 @@ def _numbers_of_sets(row: Result, options: TableOptions, part: str) -> Iterator[
 
 
 def _quoted_numbers(line: TableLine, options: TableOptions) -> Iterator[_LongNumber]:
-    """Yield the numbers of a published result, by the names that `facts` has: `ood.sun.auroc`, `mean.near.fpr95`."""
+    """Yield the numbers of a published result from the names in `facts`: `ood.sun.auroc`, `mean.near.fpr95`."""
     for name, value in line.facts.items():
         kind, _, rest = name.partition(".")
         of, _, metric = rest.rpartition(".")
@@ -232,7 +232,7 @@ def _quoted_numbers(line: TableLine, options: TableOptions) -> Iterator[_LongNum
 
 
 def _shown(options: TableOptions) -> tuple[str, ...]:
-    """Return the metrics of OOD sets that are asked for: all by default."""
+    """Return the requested metrics of OOD sets, all by default."""
     return tuple(dict.fromkeys((*options.shown, *METRICS))) if options.default_metrics else options.shown
 
 

@@ -12,19 +12,19 @@ from itertools import groupby, product
 from oodbench.report.formats.latex_text import escape, remark
 from oodbench.report.tables.table import EXCEEDS, Cell, Column, Table, TableLine, panels
 
-# In points at \footnotesize. 490 is the width of text in a two-column paper, and fits on the paper in `article`.
+# In points at \footnotesize. 490 is the text width of a two-column paper, and fits on a page of `article`.
 _PAGE, _NAME, _LETTER, _SMALL_LETTER, _GAP = 490.0, 130.0, 4.3, 4.6, 5.0
-_HEIGHT = 600  # points: of a page, with some room for notes
+_HEIGHT = 600  # points of a page, with some room for notes
 _BETWEEN = 9.0  # between column groups
 _ARROWS = {1: r"$\uparrow$", -1: r"$\downarrow$", 0: ""}
 _MARKS = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "exceeds": r"\textbf{%s}\rlap{$^{!}$}", "": "%s"}
 _DAGGER = r"\rlap{$^{\dagger}$}"
 CAPTIONS = ("short", "full")
-LABEL = re.compile(r"[^\s\\{}%#~^$&,]+")  # what \label can hold
+LABEL = re.compile(r"[^\s\\{}%#~^$&,]+")  # valid arguments of \label
 
 
 def unique(labels: Sequence[str]) -> list[str]:
-    """Return labels for `\\label`, of which equal ones are numbered: tab:ood, tab:ood-2; "" for none stays."""
+    """Return unique labels for `\\label`: equal ones are numbered as tab:ood, tab:ood-2; "" is kept."""
     used: Counter[str] = Counter()
     out = []
     for label in labels:
@@ -38,7 +38,7 @@ def latex(table: Table, *, caption: str = "full", label: str = "", even: bool = 
 
     caption  "full", or "short": one line, with the full one and the notes as comments
     label    the argument of `\label`, "" for none
-    even     panels are as equal as possible, instead of divided between near and far
+    even     make panels as equal as possible, instead of dividing between near and far
     """
     longest = max(len(line.name) + 3 * len(line.cites) for line in table.lines) * _LETTER
     widths = [_width(table, b) for b in range(len(table.column_groups))]
@@ -51,7 +51,7 @@ def latex(table: Table, *, caption: str = "full", label: str = "", even: bool = 
     for i, (part, cut) in enumerate(product(_pages(table, _HEIGHT - min(above, _HEIGHT / 2)), cuts)):
         tall = _tall(part.lines)
         height += tall
-        if i and height > _HEIGHT:  # what does not fit on a page is not printed
+        if i and height > _HEIGHT:  # LaTeX does not print the part of a float beyond the page
             out += [r"\end{table*}", r"\begin{table*}[tbp]", *style]
             height = tall
         elif i:
@@ -95,7 +95,7 @@ class Description:
 
 
 def described(table: Table, caption: str, label: str) -> Description:
-    """Return caption and notes, in full, or short with the full ones as comments."""
+    """Return caption and notes, either full or short with the full ones as comments."""
     # No line of a caption breaks between a number and its sign.
     sentences = (escape(part).replace(r" \%", r"~\%").replace(" = ", "~=~") for part in table.caption)
     full = " ".join([rf"\textbf{{{escape(table.title)}.}}", *sentences, *_remarks(table)])
@@ -114,7 +114,7 @@ def described(table: Table, caption: str, label: str) -> Description:
 
 
 def _short(table: Table) -> str:
-    """Return a caption of one line: benchmark and encoder, the unit, and what the marks mean."""
+    """Return a caption of one line: benchmark and encoder, the unit, and the meaning of the marks."""
     percent = any(sentence.endswith(" in %.") for sentence in table.caption[:1])
     marks = rf" Best{table.within} in \textbf{{bold}}, second \underline{{underlined}}." if table.marked else ""
     unit = r" (\%)" if percent else ""
@@ -123,7 +123,7 @@ def _short(table: Table) -> str:
 
 
 def _brief(table: Table) -> list[str]:
-    """Return notes in a few words: what signs mean, which methods failed, and whose scores are imported."""
+    """Return short notes: the meaning of signs, failed methods, and methods with imported scores."""
     failed = [line.name for line in table.lines if line.result and line.result.status != "ok"]
     imported = [line.name for line in table.lines if line.result and line.result.imported]
     where = "group and column" if table.within else "column"
@@ -137,7 +137,7 @@ def _brief(table: Table) -> list[str]:
 
 
 def _remarks(table: Table) -> list[str]:
-    """Return what the marks mean, and the references of the data if they are cited."""
+    """Return the meaning of the marks, and the references of the data if they are cited."""
     cited = ", ".join(f"{escape(title)}{_cite(keys)}" for title, keys in table.cites)
     return [
         *([rf"Best in \textbf{{bold}}, second \underline{{underlined}}{table.within}."] if table.marked else []),
@@ -172,7 +172,7 @@ def tabular(
     heads    the font of the metrics' names
     """
     column_groups = [table.column_groups[i] for i in cut]
-    # colortbl leaves what @{} puts between columns white.
+    # colortbl does not shade the space from @{} between columns.
     gap = (
         ""
         if not between
@@ -244,7 +244,7 @@ def _row(line: TableLine, cut: Sequence[int], first: str, extras: Mapping[tuple[
 
 
 def _cell(cell: Cell, longest: str) -> str:
-    """Return a number and what follows it, in a box as wide as the column's longest, so that numbers align."""
+    """Return a number and its extra text in a box as wide as the column's longest, so that numbers align."""
     text = _MARKS[cell.mark] % (cell.text.replace("-", "$-$") if cell.value is not None else "--")
     sign = _DAGGER if cell.not_significantly_different else ""
     if cell.extra:

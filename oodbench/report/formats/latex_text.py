@@ -1,6 +1,6 @@
-"""Text in LaTeX: special characters, and letters that pdflatex has or lacks.
+"""Text in LaTeX: special characters, and letters that pdflatex supports or lacks.
 
-pdflatex has letters of the Latin alphabet and mathematical signs; other scripts need LuaLaTeX or XeLaTeX and a font.
+pdflatex supports the Latin alphabet and mathematical signs; other scripts need LuaLaTeX or XeLaTeX and a font.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _IN_MATH = {"\u0301": "acute", "\u0300": "grave", "\u0308": "ddot", "\u0302": "h
 _CLUSTER = re.compile("(.)([\u0300-\u036f]*)", re.DOTALL)
 _SELECTORS = re.compile("[\ufe00-\ufe0f]")  # of a sign's variant; they are invisible
 
-# What pdflatex has in the encodings T1 and TS1.
+# Characters that pdflatex has in the encodings T1 and TS1.
 _LACKING = "ĦħĸĿŀŉŦŧſ"
 _LATIN = {chr(code) for code in (*range(0xA0, 0x180), *range(0x218, 0x21C))} - set(_LACKING)
 BASIC = _LATIN | set("‐‑‒–—‖‘’‚“”„†‡•…‰‱‹›€™№")
@@ -159,7 +159,7 @@ def remark(latex: str) -> str:
     found = unsupported(latex)
     if not found:
         return ""
-    return f"holds {len(found)} letters that pdflatex lacks ({found[:12]}{'...' if len(found) > 12 else ''})"
+    return f"contains {len(found)} letters that pdflatex lacks ({found[:12]}{'...' if len(found) > 12 else ''})"
 
 
 _ESCAPES = str.maketrans(

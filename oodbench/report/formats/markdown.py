@@ -12,7 +12,7 @@ _MARKS = {"best": "**{}**", "second": "<u>{}</u>", "exceeds": "**{}**!", "": "{}
 
 
 def markdown(table: Table) -> str:
-    """Return the caption in a line of its own, the table, and one line for each note."""
+    """Return the caption on a separate line, the table, and one line per note."""
     remarks = [f"Best in **bold**, second <u>underlined</u>{table.within}."] if table.marked else []
     remarks += [f"† {table.not_significant}"] if table.any_not_significant else []
     remarks += [f"**!** {EXCEEDS}"] if table.any_exceeds else []

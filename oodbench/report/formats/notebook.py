@@ -1,4 +1,4 @@
-"""Tables in a notebook: HTML without scripts, whose style applies to nothing else."""
+"""Tables in a notebook: HTML without scripts, with a style that applies to the tables only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oodbench.report.tables.table import EXCEEDS, Cell, Table, TableLine
 
 _ARROWS = {1: "↑", -1: "↓", 0: ""}
 _MARKS = {"best": "<b>{}</b>", "second": "<u>{}</u>", "exceeds": "<b>{}</b>", "": "{}"}
-# Colours are those of the notebook, so that tables are legible in a dark theme, too.
+# Colours are inherited from the notebook, so that tables are legible in a dark theme, too.
 _STYLE = """<style>
 .oodbench-report { overflow-x: auto; margin-bottom: 1.5em; }
 .oodbench-report table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.5em 0; }
@@ -27,7 +27,7 @@ _STYLE = """<style>
 
 
 def html(tables: Sequence[Table]) -> str:
-    """Return tables as HTML, with what their marks mean; every name is escaped."""
+    """Return tables as HTML, with the meaning of their marks; every name is escaped."""
     return _STYLE + "\n".join("\n".join(_parts(table)) for table in tables)
 
 
@@ -77,7 +77,7 @@ def _cells(line: TableLine) -> list[Cell]:
 
 
 def _widths(table: Table, text: Callable[[Cell], str]) -> list[int]:
-    """Return the letters of the longest text after a number, for each column."""
+    """Return the length of the longest text after a number, for each column."""
     return [
         max((len(text(cell)) for cell in column), default=0) for column in zip(*map(_cells, table.lines), strict=True)
     ]
@@ -88,7 +88,7 @@ def _sign(cell: Cell) -> str:
 
 
 def _cell(cell: Cell, sign: int, extra: int) -> str:
-    """Return a cell in which what follows the number is as wide as in the others of its column."""
+    """Return a cell in which the text after the number is as wide as in the other cells of its column."""
     follows = [(_sign(cell), sign), (f" {cell.extra}" if cell.extra else "", extra + 1 if extra else 0)]
     spans = (f'<span style="min-width:{width}ch">{escape(text)}</span>' for text, width in follows if width)
     return f"<td>{_MARKS[cell.mark].format(escape(cell.text))}{''.join(spans)}</td>"

@@ -1,6 +1,6 @@
-"""Tables for a two-column paper: one float for each benchmark, in a column if it fits, else across the page.
+"""Tables for a two-column paper: one float per benchmark, in one column if it fits, else across the page.
 
-Widths are those of Computer Modern, which is wider than Times: what fits here fits there.
+Widths are those of Computer Modern. Times is narrower, so tables fit in Times, too.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ log = logging.getLogger(__name__)
 COLUMN, PAGE = 237.0, 496.0  # points: width of a column and of the page in CVPR's style
 _HEIGHT = 560.0  # points of a page for a tabular, of 641
 _SHORT = {"auroc": "AUC", "fpr95": "FPR", "fpr95_ood": "FPR-o", "aupr_in": "PR-in", "aupr_out": "PR-out"}
-_NARROWEST = 80.0  # points: a name that is broken into lines
+_NARROWEST = 80.0  # points: a wrapped name
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a table is set: its float, font, space on both sides of a column in points, and metrics' short names."""
+    """Layout of a table: its float, font, space on both sides of a column in points, and short names of metrics."""
 
     environment: str
     width: float
     font: str
     space: float
     short: bool = False
-    names: float = 0  # the width of names that are broken into lines, 0 for none
+    names: float = 0  # the width of wrapped names, 0 if names are not wrapped
 
     @property
     def size(self) -> float:
-        """The font's size in points, relative to which its letters are wider than at 10 points."""
+        """The font's size in points, increased because small letters are relatively wider than at 10 points."""
         return {"footnotesize": 8 * 1.063, "scriptsize": 7 * 1.139}[self.font]
 
     @property
@@ -62,9 +62,9 @@ LAYOUTS = tuple(
 
 
 def paper(tables: Sequence[Table], *, caption: str = "short", label: str = "") -> str:
-    r"""Return LaTeX of all tables, those of several encoders on one benchmark in one float.
+    r"""Return all tables in LaTeX, with the encoders of one benchmark in one float.
 
-    `label` is that of the first, and the others count on from it; "" makes `tab:mos` of the benchmark `mos`.
+    `label` is the label of the first table, and the others are numbered; "" stands for `tab:mos` with benchmark `mos`.
     """
     floats = joined(tables)
     labels = unique([label or f"tab:{_slug(table)}" for table in floats])
@@ -72,7 +72,7 @@ def paper(tables: Sequence[Table], *, caption: str = "short", label: str = "") -
 
 
 def joined(tables: Sequence[Table]) -> list[Table]:
-    """Return the tables, those that differ in the encoder alone as one, and comparisons of several methods as one."""
+    """Merge tables that differ only in the encoder, and comparisons that differ only in the method."""
     groups: list[list[Table]] = []
     for table in tables:
         heading = (table.encoder, table.compared)
@@ -86,7 +86,7 @@ def joined(tables: Sequence[Table]) -> list[Table]:
 
 
 def _subject(table: Table, *, encoder: bool = False) -> str:
-    """Return the title of a table without the method that is compared, and without its encoder."""
+    """Return the title of a table without its encoder and its compared method."""
     title = table.title if encoder else table.title.replace(f", encoder {table.encoder}", "", 1)
     return re.sub(rf": {re.escape(table.compared)}, \w+ and published$", "", title) if table.compared else title
 
@@ -100,9 +100,9 @@ def _fits(a: Table, b: Table) -> bool:
 
 
 def _facts(table: Table) -> dict[str, str]:
-    """Return what results of a table have in common, without the encoder; {} in a transposed table."""
+    """Return the common facts of a table's results, without the encoder; {} for a transposed table."""
     rows: list[Result] = [row for line in table.lines for row in line.results]
-    rows.sort(key=lambda row: (row.status != "ok", bool(row.imported)))  # the first knows most
+    rows.sort(key=lambda row: (row.status != "ok", bool(row.imported)))  # the first has the most facts
     return {name: value for name, value in facts(rows[0]).items() if not name.startswith("encoder ")} if rows else {}
 
 
@@ -113,7 +113,7 @@ def _as_one(tables: Sequence[Table]) -> Table:
     headings = [", ".join(filter(None, (table.encoder if several else "", table.compared))) for table in tables]
 
     def texts(name: str) -> tuple[str, ...]:
-        """Return the sentences that all tables have, and then those that some lack after the table's heading."""
+        """Return the sentences common to all tables, then the others, each preceded by its table's heading."""
         every = [getattr(table, name) for table in tables]
         common = [text for text in every[0] if all(text in other for other in every)]
         named = zip(headings, every, strict=True)
@@ -144,7 +144,7 @@ def _float(table: Table, caption: str, label: str) -> str:
     found = layout(table)
     if found is None:
         log.warning(
-            "the table of %s is wider than a page at \\scriptsize, and is cut into panels: choose sets with --ood, "
+            "the table of %s is wider than a page at \\scriptsize and is split into panels: select sets with --ood, "
             "metrics with --metrics, --decimals 1, or shorter names with --rename",
             table.title,
         )
@@ -167,10 +167,10 @@ def _float(table: Table, caption: str, label: str) -> str:
 
 
 def layout(table: Table) -> tuple[Layout, Table] | None:
-    """Return the first layout in which a table fits, and the table as it is then shown; None if it fits in none."""
+    """Return the first layout in which a table fits, with the table for it; None if it fits in none."""
     without = _prepared(table)
     table = replace(table, column_groups=tuple(map(_plain_average, table.column_groups)))
-    signs = table.any_not_significant or table.any_exceeds  # they stand in the space between columns
+    signs = table.any_not_significant or table.any_exceeds  # printed in the space between columns
     for number, one in enumerate(LAYOUTS):
         if signs and one.space < 2:
             continue
@@ -186,12 +186,12 @@ def layout(table: Table) -> tuple[Layout, Table] | None:
 
 
 def _prepared(table: Table) -> Table:
-    """Return a table without seconds, in which averages of near and far sets are called `Average`."""
+    """Return a table without seconds, with averages of near and far sets named `Average`."""
     return _without_seconds(replace(table, column_groups=tuple(map(_plain_average, table.column_groups))))
 
 
 def _plain_average(group: ColumnGroup) -> ColumnGroup:
-    """Return `Average` for `Near average`, which stands under the heading `Near OOD`."""
+    """Rename `Near average` to `Average`, as it is under the heading `Near OOD`."""
     if not group.mean:
         return group
     title = group.title.removeprefix(f"{group.group[:1].upper()}{group.group[1:]} ")
@@ -211,7 +211,7 @@ def _without_seconds(table: Table) -> Table:
 
 
 def _shortened(table: Table) -> Table:
-    """Return a table with short names of metrics, unless they were renamed, and a note that explains them."""
+    """Return a table with short names of metrics, unless renamed by the user, and a note that explains them."""
     explained: dict[str, str] = {}
 
     def short(column: Column) -> Column:
@@ -278,7 +278,7 @@ _EM = {letter: em for some, em in _EMS.items() for letter in some}
 
 @functools.lru_cache(maxsize=10_000)
 def width(text: str, size: float, *, bold: bool = False) -> float:
-    """Return the width of a text in points, for a size in points; a letter that pdflatex lacks is printed as a code."""
+    """Return the width of a text in points at a font size in points; letters that pdflatex lacks count as codes."""
     return size * sum(_EM.get(c, 0.79 if is_printed(c) else 3.2) for c in text) * (1.12 if bold else 1)
 
 
@@ -291,10 +291,10 @@ class _Page:
 
 
 def _pages(table: Table, one: Layout, said: Description) -> Iterator[_Page]:
-    """Yield the pages: as many lines as fit, an encoder's together if they fit on a page, and the notes on the last."""
+    """Yield pages with as many lines as fit, keeping an encoder on one page if possible; notes are on the last page."""
     page: list[TableLine] = []
     head = 6 * one.line
-    height = head + (_lines(said.caption[1], one) - 1) * 12  # a line of it is always allowed for
+    height = head + (_lines(said.caption[1], one) - 1) * 12  # `head` includes one line of it
     for _, same in groupby(table.lines, key=lambda line: line.encoder):
         lines = list(same)
         heights = [_height(line, one) for line in lines]
@@ -319,7 +319,7 @@ def _pages(table: Table, one: Layout, said: Description) -> Iterator[_Page]:
 
 
 def _lines(text: str, one: Layout) -> int:
-    """Return about how many lines a caption or a note has."""
+    """Estimate the number of lines of a caption or a note."""
     return 1 + int(len(text) * 5 // one.width)
 
 

@@ -1,4 +1,4 @@
-"""Tables in a terminal, and as plain text in a file or a pipe."""
+"""Tables for a terminal, or as plain text for a file or a pipe."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _SIGNS = {"best": "*", "second": "+", "exceeds": "!", "": ""}
 
 @dataclass(frozen=True)
 class TerminalTable:
-    """A rich renderable that cuts the table into as many panels as the terminal's width requires.
+    """A rich renderable that splits the table into as many panels as the terminal's width requires.
 
-    The best and second are bold and underlined, or have signs where the console has no such styles, as in a file.
+    The best and second are bold and underlined, or have signs if the console has no styles, as in a file.
     """
 
     table: Table
@@ -60,7 +60,7 @@ def console(table: Table) -> TerminalTable:
 
 @dataclass(frozen=True)
 class _ColumnWidth:
-    """Characters of a column: all, its widest number, the signs after a number, and its longest extra."""
+    """Widths in a column, in characters: in total, its widest number, the signs after it, and its longest extra."""
 
     all: int
     number: int
@@ -69,14 +69,14 @@ class _ColumnWidth:
 
 
 class _Layout:
-    """The widths of a table's columns, and its grids of text; `plain` marks cells by signs, `ascii` has no arrows."""
+    """Column widths and grids of a table; `plain` marks cells with signs, `ascii` has no arrows."""
 
     def __init__(self, table: Table, *, plain: bool, ascii: bool) -> None:
         self.table, self._plain, self._ascii = table, plain, ascii
         self._widths = [self._column_widths(b) for b in range(len(table.column_groups))]
 
     def names(self, width: int) -> int:
-        """Return the width of the first column: names are wrapped to avoid a second panel, or else at a quarter."""
+        """Return the width of the first column; names are wrapped to avoid a second panel, else at a quarter."""
         from rich.cells import cell_len
 
         table = self.table
@@ -94,7 +94,7 @@ class _Layout:
         return max(numbers, min(cell_len(group.title), 20), *map(cell_len, words))
 
     def _column_widths(self, b: int) -> list[_ColumnWidth]:
-        """Return the widths of each column of a group, so that digits are aligned whatever follows them."""
+        """Return the widths of each column of a group, which align the digits."""
         out = []
         for c, column in enumerate(self.table.column_groups[b].columns):
             cells = [line.cells[b][c] for line in self.table.lines]
@@ -112,7 +112,7 @@ class _Layout:
         from rich.text import Text
 
         table = self.table
-        # The box puts one column between two others, the padding another.
+        # The box adds one blank between columns, the padding another.
         grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, _GAP - 1, 0, 0), pad_edge=False)
         grid.add_column(table.first, width=names, overflow="fold", vertical="bottom")
         any_partial = any(table.column_groups[i].partial for i in cut)
@@ -135,14 +135,14 @@ class _Layout:
         return grid
 
     def _heading(self, b: int) -> str:
-        """Return the heading of near or far, "" for others and where titles say it, as in a transposed table."""
+        """Return the heading of near or far, "" for others and for transposed tables, whose titles state it."""
         return self.table.heading(self.table.column_groups[b].group) if self.table.first else ""
 
     def _rule(self, b: int, *, first: bool) -> str:
-        """Return the line above a group: near or far at the first one of these, and a rule over all of them."""
+        """Return the line above a group: a rule, which begins with near or far above the first of these groups."""
         heading = self._heading(b)
-        said = f"{heading} " if first else ""
-        return said.ljust(self.inner(b), "-" if self._ascii else "─")[: self.inner(b)] if heading else ""
+        start = f"{heading} " if first else ""
+        return start.ljust(self.inner(b), "-" if self._ascii else "─")[: self.inner(b)] if heading else ""
 
     def _head(self, column: Column, width: _ColumnWidth) -> Text:
         from rich.text import Text
@@ -165,7 +165,7 @@ class _Layout:
         for cell, column_width in zip(cells, self._widths[b], strict=True):
             sign = self._sign(cell).ljust(column_width.sign)
             extra = f" {_aligned(self._extra(cell), column_width.extra)}" if column_width.extra else ""
-            # The mark covers the digits alone, not the blanks that align them.
+            # The style applies to the digits only, not to the blanks that align them.
             out.append(" " * (column_width.all - len(cell.text) - len(sign) - len(extra) + bool(out)))
             out.append(cell.text, style=_STYLES[cell.mark])
             out.append(sign + extra)

@@ -16,12 +16,12 @@ from oodbench.results import Result
 if TYPE_CHECKING:
     from oodbench.report.figures import Heading, Plot
 
-MOST = 12  # tables with figures by default: with more, the page takes minutes and many megabytes
+MOST = 12  # maximum number of tables with figures by default: more take minutes and many megabytes
 PAGE_DPI, DRAWING_DPI = 110, 165  # drawings stay sharp on screens of high resolution
 KINDS = {
     "overview": "Overview",
     "encoders": "Encoders",
-    "shots": "Labelled images a class",
+    "shots": "Labelled images per class",
     "sweep": "Hyper-parameters",
     "stream": "Position in the stream",
     "roc": "ROC curves",
@@ -34,11 +34,11 @@ KINDS = {
 
 @dataclass(frozen=True)
 class FigureSource:
-    """Where the data of figures are.
+    """Locations of the data of figures.
 
     paths    the results' files by digest
     results  the results folder; None for results from MLflow
-    data     folder of the datasets, for figures with images; None: where `oodbench run` looks
+    data     folder of the datasets, for figures with images; None: the default of `oodbench run`
     """
 
     paths: Mapping[str, Path]
@@ -48,7 +48,7 @@ class FigureSource:
 
 @dataclass(frozen=True)
 class EmbeddedFigure:
-    """A figure as a data: URI, with its size in pixels of the page."""
+    """A figure as a data: URI, with its size on the page in pixels."""
 
     title: str
     caption: str
@@ -67,18 +67,18 @@ class FigureSection:
 
     @property
     def small(self) -> bool:
-        """Whether two fit next to each other and are legible."""
+        """Whether two figures are legible side by side."""
         return len(self.figures) > 1 and all(one.width < 800 for one in self.figures)
 
     @property
     def bytes(self) -> int:
-        """The bytes that they add to the page."""
+        """The number of bytes of the figures in the page."""
         return sum(len(one.source) for one in self.figures)
 
 
 @dataclass(frozen=True)
 class FigureGallery:
-    """Figure sections by number of the table; `reason` says why there are none."""
+    """Figure sections by number of the table; `reason` states why there are none."""
 
     sections: Mapping[int, tuple[FigureSection, ...]] = field(default_factory=dict)
     reason: str = ""
@@ -90,12 +90,12 @@ class FigureGallery:
 
     @property
     def bytes(self) -> int:
-        """The bytes that the figures add to the page."""
+        """The number of bytes of the figures in the page."""
         return sum(section.bytes for sections in self.sections.values() for section in sections)
 
 
 def gallery(tables: Sequence[Table], source: FigureSource, sets: Sequence[str], wanted: bool | None) -> FigureGallery:
-    """Draw the figures of every table with scores per image, of these OOD sets, or all when empty."""
+    """Draw the figures of every table that has scores per image, for these OOD sets, or for all if empty."""
     if wanted is False:
         return FigureGallery(reason="--no-figures was given")
     if wanted is None and len(tables) > MOST:
@@ -155,7 +155,7 @@ def _divided(plots: Iterable[Plot]) -> tuple[FigureSection, ...]:
 
 
 def _embedded(plot: Plot) -> EmbeddedFigure:
-    """Encode drawings as PNG with a palette and photographs as WebP: a third of the size, no visible difference."""
+    """Encode drawings as PNG with a palette and photographs as WebP, without visible loss at a third of the size."""
     from PIL import Image
 
     photographs = plot.kind == "mistakes"

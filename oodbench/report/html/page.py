@@ -29,7 +29,7 @@ _ARROWS = {1: "↑", -1: "↓", 0: ""}
 class PageColumn:
     """The heading of a column: `first` is the direction of its first sort, `name` the metric.
 
-    `address` is its part of the addresses of its cells, `cell-<row>-<column>`: the same in every table.
+    `address` is the <column> in the addresses `cell-<row>-<column>` of its cells, the same in every table.
     """
 
     title: str
@@ -41,7 +41,7 @@ class PageColumn:
 
 @dataclass(frozen=True)
 class PageColumnGroup:
-    """The heading of a column group. `is_set`: of an OOD set, which can be hidden; `run`: its part of near or far."""
+    """The heading of a column group. `is_set`: it is an OOD set, which can be hidden; `run`: number of near or far."""
 
     title: str
     partial: str
@@ -79,7 +79,7 @@ class PageSection:
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table of the page; `groups` are near and far with their numbers of columns, () if there is only one."""
+    """A table of the page; `groups` are near and far with their numbers of columns, () if there are no groups."""
 
     number: int
     title: str
@@ -172,7 +172,7 @@ def _entry(line: TableLine, records: Records) -> PageRow:
 def render(tables: Sequence[Table], source: FigureSource, options: TableOptions, figures: bool | None = None) -> str:
     """Return the page, which loads nothing from a network and escapes every name.
 
-    Figures show results that have scores per image; `figures` None draws them if there are few tables (see MOST).
+    Figures need scores per image; `figures` None draws them for up to MOST tables.
     """
     records = Records(source.paths, source.results, options.sets)
     views = [view(number, table, records) for number, table in enumerate(tables, 1)]
@@ -225,12 +225,12 @@ def environment(folder: Path) -> Environment:
 
 
 def _printable(value: object) -> object:
-    """Make names printable; the page's own parts and the records' JSON are markup and stay as they are."""
+    """Make names printable; the page's own parts and the records' JSON are markup and are kept."""
     return printable(value) if type(value) is str else value
 
 
 def _literal(text: str) -> Markup:
-    """Escape text for an element but keep its quotation marks: escaped JSON would be half as long again."""
+    """Escape text for an element except quotation marks, which would make JSON half as long again."""
     from markupsafe import Markup
 
     return Markup(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
@@ -258,7 +258,7 @@ def _sets(views: Iterable[PageTable]) -> dict[str, str]:
 
 
 def _days(lines: Iterable[TableLine]) -> str:
-    """Return the first and the last day on which results were made, or "" if unknown."""
+    """Return the first and the last day of the results, or "" if unknown."""
     days = sorted({row.created[:10] for line in lines for row in line.results if row.created})
     return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
 

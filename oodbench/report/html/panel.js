@@ -1,4 +1,4 @@
-// The panel behind a cell, reached by its address. Names are only ever set as text.
+// The panel of a cell, opened by its address. Names are only ever set as text.
 "use strict";
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -41,10 +41,10 @@
     if (panel.open) close.focus();
     else panel.showModal();
   }
-  // A cell has an address, #cell-..., which opens its panel; the browser's back closes it again.
+  // The address of a cell, #cell-..., opens its panel; the browser's back button closes it.
   let before = null;
   function fragment() {
-    try { return decodeURIComponent(location.hash.slice(1)); } catch { return ""; }  // a % that is no escape
+    try { return decodeURIComponent(location.hash.slice(1)); } catch { return ""; }  // a % that is not an escape
   }
   function follow() {
     const found = opened(fragment());

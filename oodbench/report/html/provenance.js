@@ -1,4 +1,4 @@
-// What a number depends on, as elements: made from the record of a result. Names are only ever set as text.
+// Elements with the provenance of a number, from the record of a result. Names are only ever set as text.
 "use strict";
 // known: address -> record; titled: address -> its title. A head is { block, metric, title } of a column, or null.
 function provenance(known, titled) {
@@ -12,7 +12,7 @@ function provenance(known, titled) {
   const link = (text, target) => Object.assign(element("a", text), { href: `#${encodeURIComponent(target)}` });
   const percent = (text) => (Number.isFinite(Number(text)) ? `${text} (${(100 * Number(text)).toFixed(2)} %)` : text);
   const range = (pair) => (pair ? ` [${pair[0]}, ${pair[1]}]` : "");
-  function interval(row, bounds, metric) {  // facts of the cell's own interval, none where the result has none
+  function interval(row, bounds, metric) {  // the interval of the cell, if the result has one
     const how = part(row, "uncertainty"), pair = (bounds || {})[metric];
     const level = `${+(100 * Number(how.level || "0.95")).toFixed(6)} % interval`;
     return pair ? [[level, `${range(pair).trim()}${how[metric] ? ` (${how[metric]})` : ""}`]] : [];
@@ -38,7 +38,7 @@ function provenance(known, titled) {
       item.append(link(titled(address), address));
       list.append(item);
     }
-    return [element("p", `The average over ${row.rows.length} results, each of which links to its own provenance:`), list];
+    return [element("p", `The average over ${row.rows.length} results, each linked to its provenance:`), list];
   }
   function quoted(row, head) {
     const cells = (head && (row.cells || {})[head.block]) || {}, metric = head && head.metric;
@@ -51,7 +51,7 @@ function provenance(known, titled) {
     return [...out, element("h3", "What the method sees"), facts(seen(row.access))];
   }
   function seen(access) {
-    const cards = (access || {}).group !== undefined;  // of a card only what the method sees
+    const cards = (access || {}).group !== undefined;  // from a card, only the data that the method sees
     return Object.entries(access || {}).filter(([, value]) => !cards || !["false", "null"].includes(value));
   }
   function part(row, name) {

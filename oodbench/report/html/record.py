@@ -23,12 +23,12 @@ Facts = dict[str, str]
 
 
 class Records:
-    """Records of results and published results by address, collected before their texts are made.
+    """Records of results and published results by address, collected before they are formatted.
 
     paths    the results' files by digest
     results  the folder that paths are relative to, None for results from MLflow
     sets     the OOD sets that are shown, () for all
-    folders  the same folder by digest, for results that lie in several ones
+    folders  this folder by digest, for results from several folders
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Records:
 
     @property
     def verify(self) -> str:
-        """The command that computes every number again, or "" for results from MLflow."""
+        """The command that recomputes every number, or "" for results from MLflow."""
         return f"oodbench report {_flags(self.results)} --verify" if self.results else ""
 
     @property
     def texts(self) -> dict[str, str]:
-        """JSON by address, a line for each key; shared parts are referred to by their address."""
+        """JSON by address, one line per key; shared parts are replaced by their address."""
         numbers = self._numbers()
         out = {}
         for address, known in self._known.items():
@@ -69,7 +69,7 @@ class Records:
         return {address: text for text, address in self._numbers().items()}
 
     def add(self, line: TableLine) -> str:
-        """Add the provenance of a line and return its address, or "" for a line without any (a difference)."""
+        """Add the provenance of a line and return its address, or "" for a difference, which has none."""
         if line.result is None:
             return self.add_quote(quotes()[str(line.facts["quote"])]) if "quote" in line.facts else ""
         addresses = [self._row(row) for row in line.results]
@@ -147,14 +147,14 @@ class Records:
 
 
 def _flags(folder: Path | None) -> str:
-    """Return the flags with which a command finds the results; absolute paths would fail on other machines."""
+    """Return the options of a command that reads the results; absolute paths would fail on other machines."""
     if folder is None:
         return "--mlflow URI"
     return f"--results {shlex.quote(folder.as_posix() if not folder.is_absolute() else folder.name)}"
 
 
 def printable_json(value: Any) -> Any:
-    """Return the same nested texts and names, made printable."""
+    """Return nested JSON values with printable names and texts."""
     if isinstance(value, dict):
         return {printable(str(name)): printable_json(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -201,14 +201,14 @@ def _texts(facts: Mapping[str, Any]) -> Facts:
 
 
 def _text(value: object) -> str:
-    """Format a value as `--explain` does, with every digit of a number; numbers that JSON lacks become text."""
+    """Format a value as `--explain` does, with all digits; numbers that JSON lacks become text."""
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else str(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _lines(known: Mapping[str, Any]) -> str:
-    """Return readable JSON: a line for each part, and for each part of the long ones."""
+    """Return readable JSON: one line per part, and one per entry of nested parts."""
     return "{" + ",\n".join(f"{json.dumps(n)}: {_block(v)}" for n, v in known.items() if v not in ({}, [])) + "}"
 
 

@@ -6,7 +6,7 @@
   const sections = all("section.table");
   const controls = at("controls"), filter = at("filter");
 
-  // Lines of a section, each with the lines that belong to it: a difference, which has no provenance.
+  // Lines of a section, each with the differences below it, which have no provenance.
   function lines(body) {
     const out = [];
     for (const row of [...body.rows].filter((one) => one.className !== "section")) {
@@ -16,7 +16,7 @@
     return out;
   }
 
-  // Sorting: within a section of the table, by exact values; `-` comes last either way.
+  // Sorting: within a section of the table, by exact values; `-` comes last in both directions.
   function sort(th) {
     const other = { ascending: "descending", descending: "ascending" };
     const way = other[th.getAttribute("aria-sort")] || th.dataset.first;
@@ -27,7 +27,7 @@
     const value = (row) => {
       const cell = row.children[place];
       if (!place) return cell.textContent;
-      // An FPR95 of the other kind has no place among these.
+      // An FPR95 of the other kind is not comparable.
       return "v" in cell.dataset && !("other" in cell.dataset) ? Number(cell.dataset.v) : null;
     };
     const order = (a, b) => {
@@ -70,7 +70,7 @@
       section.hidden = !wanted;
     }
     const out = boxes.filter((box) => !box.checked).length;
-    const note = shown < total || out ? " Marks and averages are those of complete tables." : "";
+    const note = shown < total || out ? " Marks and averages are for the complete tables." : "";
     const sets = out ? ` ${out} of ${boxes.length} OOD sets hidden.` : "";
     at("count").textContent = `${shown} of ${total} results shown.${sets}${note}`;
   }
@@ -97,5 +97,5 @@
   filter.addEventListener("input", show);
   all("select", controls).forEach((select) => select.addEventListener("change", show));
   boxes.forEach((box) => box.addEventListener("change", columns));
-  columns();  // a browser keeps what was chosen when the page is loaded again
+  columns();  // a browser keeps the checkboxes when the page is reloaded
 })();

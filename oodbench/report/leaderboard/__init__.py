@@ -1,4 +1,4 @@
-"""The leaderboard: measured and published results as one static page, each row with the evidence for its numbers."""
+"""The leaderboard: measured and published results on one static page, each row with the evidence for its numbers."""
 
 from oodbench.report.leaderboard.page import TITLE, write
 from oodbench.report.leaderboard.sources import CollectedResults, collect

@@ -8,7 +8,7 @@ const copies = (() => {
     "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}" };
   const tex = (text) => text.replace(/[\\~^<>|{}$&#_%↑↓±×·]/g, (c) => ARROWS[c] || TEX[c] || `\\${c}`);
   const md = (text) => text.replace(/[\\|`*_<>[\]~]/g, "\\$&");
-  // A spreadsheet computes texts that begin with one of these.
+  // A spreadsheet evaluates texts that start with one of these.
   const csvText = (text) => {
     const safe = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
     return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;

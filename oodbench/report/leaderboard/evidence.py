@@ -1,4 +1,4 @@
-"""Evidence for the numbers of a row: how far they were checked when the page was built."""
+"""Evidence for the numbers of a row: the checks they passed when the page was built."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ VERIFIED, MEASURED, IMPORTED = "verified", "measured", "imported"
 SEVERAL, ONE, FAILED = "quoted: several sources", "quoted: one source", "failed verification"
 
 MEANING = {  # the strongest evidence first
-    VERIFIED: "A run of oodbench. Every number was computed again from its scores per image when this page was built.",
-    MEASURED: "A run of oodbench. Its scores per image are not here, so that its numbers could not be computed again.",
-    IMPORTED: "Scores of another program, read by oodbench import, which computed the metrics.",
-    SEVERAL: "Read in publications; two or more agree.",
-    ONE: "Read in one publication. Nobody repeated it here.",
-    FAILED: "The stored numbers are not those of the scores per image, or the result is damaged. No number is shown.",
+    VERIFIED: "A run of oodbench. Every number was recomputed from its scores per image when this page was built.",
+    MEASURED: "A run of oodbench. Its scores per image were not available, so its numbers could not be recomputed.",
+    IMPORTED: "Scores of another program. The metrics were computed by oodbench import.",
+    SEVERAL: "Numbers from publications; two or more agree.",
+    ONE: "Numbers from one publication, not reproduced here.",
+    FAILED: "The stored numbers do not match the scores per image, or the result is damaged. No number is shown.",
 }
 
 

@@ -24,7 +24,7 @@
   const collator = new Intl.Collator("en", { numeric: true });
   const upper = (text) => text[0].toUpperCase() + text.slice(1);
 
-  // The state: what is chosen, and the defaults of a benchmark. An empty choice of chips is all of them.
+  // The state: the selection, and the defaults of a benchmark. An empty selection of chips means all of them.
   const NONE = "-";
   function choices(benchmark) {
     const own = rowsOf.get(benchmark);
@@ -100,11 +100,11 @@
     const group = upper(row.group), scope = row.scope ? ` · ${row.scope}` : "", encoder = several ? ` · ${row.encoder}` : "";
     const place = several ? board.encoders.findIndex((one) => one.name === row.encoder) : 0;
     const rank = [board.groups.indexOf(row.group), place, row.scope];
-    if (row.evidence === FAILED) return { order: [3], title: "Failed verification: no number counts" };
+    if (row.evidence === FAILED) return { order: [3], title: "Failed verification: no number is counted" };
     if (row.unranked) return { order: [2], title: "Not ranked" };
     const plain = { group: row.group, apart: row.group === TEST_TIME };
     if (!onlyOther(row, state.kind)) return { ...plain, order: [0, ...rank], ranked: true, title: `${group}${encoder}${scope}` };
-    const kinds = `only FPR95 (${LETTER[OTHER[state.kind]]}) is known, not ranked with FPR95 (${LETTER[state.kind]})`;
+    const kinds = `only FPR95 (${LETTER[OTHER[state.kind]]}) is available, not ranked with FPR95 (${LETTER[state.kind]})`;
     return { ...plain, order: [1, ...rank], title: `${group}${encoder}${scope} · ${kinds}` };
   }
   function compare(a, b) {
@@ -148,7 +148,7 @@
     }
     const strength = (row) => evidences.indexOf(row.evidence);
     const made = [...lines.values()].map(({ section, own }) => {
-      for (const some of own.values()) some.sort((a, b) => strength(a) - strength(b));  // of equal evidence, the first one
+      for (const some of own.values()) some.sort((a, b) => strength(a) - strength(b));  // with equal evidence, the first one
       const best = [...own.values()].map((some) => some[0]).sort((a, b) => strength(b) - strength(a))[0];
       const cells = encoders.flatMap((name) => metrics.map((metric) => {
         const some = own.get(name) || [];
@@ -209,7 +209,7 @@
     return { heads, metrics, columns, sections: ordered, sort, way, total: lines.length };
   }
 
-  // What is seen.
+  // The display.
   function button(text, focus, action) {
     const made = element("button", text);
     made.type = "button";
@@ -358,9 +358,9 @@
   function caption() {
     const encoders = encodersShown().filter((name) => name !== NONE);
     const block = benchmarks.get(state.benchmark).blocks.find((one) => one.name === state.block);
-    const of = state.view === "encoders" && block ? `Columns: ${block.title} with each encoder; of several results the best evidence.` : "";
+    const of = state.view === "encoders" && block ? `Columns: ${block.title} with each encoder; of several results, the one with the best evidence.` : "";
     return ["AUROC and FPR95 in %.", ...board.conventions, of, `Encoder${encoders.length === 1 ? "" : "s"}: ${encoders.join(", ")}.`,
-      "Best in bold and second underlined within each section; rows are ranked with those of the same access, encoder and settings alone."]
+      "Best in bold and second underlined within each section; rows are ranked only against rows with the same access, encoder and settings."]
       .filter(Boolean).join(" ");
   }
   function show() {
@@ -385,7 +385,7 @@
     const lines = table.sections.reduce((sum, section) => sum + section.lines.length, 0);
     const total = rowsOf.get(state.benchmark).length, hidden = table.total - lines;
     at("count").textContent = `${lines} ${state.view === "sets" ? "rows" : "methods"} shown of ${total} rows of this benchmark.`
-      + `${hidden ? " Ranks and marks count rows that are hidden by words, too." : ""}`;
+      + `${hidden ? " Ranks and marks include rows hidden by the words." : ""}`;
     at("caption").textContent = caption();
     if (focus) refocus(focus);
   }
@@ -395,7 +395,7 @@
     if (found) found.focus();
   }
 
-  // The panel behind a number or a name.
+  // The panel of a number or a name.
   function address(text) {
     const first = text.indexOf("/"), last = text.lastIndexOf("/");
     return first < 0 ? { id: text } : { id: text.slice(0, first), block: text.slice(first + 1, last), metric: text.slice(last + 1) };
@@ -445,7 +445,7 @@
     if (!panel.open) panel.showModal();
     close.focus();
   }
-  let pushed = false;  // whether the entry of the history before this one is the same page without the panel
+  let pushed = false;  // whether the previous history entry is this page without the panel
   panel.addEventListener("close", () => {
     const cell = state.cell;
     if (cell) {
@@ -468,7 +468,7 @@
     go({ cell: a.dataset.cell || decodeURIComponent(a.hash.slice(1)) }, inside);
   });
 
-  // Copying: the text is shown, too, as a browser may refuse the clipboard.
+  // Copying: the text is also shown, because a browser may deny access to the clipboard.
   for (const one of document.querySelectorAll("[data-copy]")) {
     one.addEventListener("click", async () => {
       const heads = table.heads.map((head) => ({ title: head.title,
@@ -485,13 +485,13 @@
         await navigator.clipboard.writeText(text);
         at("copied").textContent = "Copied.";
       } catch {
-        at("copied").textContent = "The browser did not allow copying: press Ctrl+C.";
+        at("copied").textContent = "The browser denied access to the clipboard: press Ctrl+C.";
       }
     });
   }
   copy.querySelector(".close").addEventListener("click", () => copy.close());
 
-  // Light and dark: as the system says, or as chosen. Storage may be refused, as for files.
+  // Light and dark: by the system's setting, or as chosen. Storage may be denied, as for local files.
   const themes = ["system", "light", "dark"], media = [];
   for (const rule of document.styleSheets[0].cssRules) {
     if (rule.media && rule.media.mediaText.includes("prefers-color-scheme: dark")) media.push(rule.media);
@@ -507,18 +507,18 @@
   }
   at("theme").addEventListener("click", () => {
     setTheme(themes[(themes.indexOf(theme) + 1) % themes.length]);
-    try { localStorage.setItem("theme", theme); } catch { /* it is then forgotten */ }
+    try { localStorage.setItem("theme", theme); } catch { /* the choice is not stored */ }
   });
   let stored = "system";
   try { stored = localStorage.getItem("theme") || "system"; } catch { /* no storage */ }
   setTheme(stored);
 
-  // What does not change.
+  // Static parts.
   at("filters").open = innerWidth > 576;
   const verified = rows.filter((row) => row.evidence === "verified").length;
-  const made = board.created ? ` Results made ${board.created}.` : "";
+  const made = board.created ? ` Results computed ${board.created}.` : "";
   at("about").textContent = `${rows.length} rows on ${board.benchmarks.length} benchmarks, ${verified} of them verified.${made} `
-    + "Click a number to see where it comes from.";
+    + "Click a number for its provenance.";
   for (const [name, text] of Object.entries(board.evidence)) {
     const dt = element("dt");
     dt.append(badge(name));

@@ -32,11 +32,11 @@ def write(
     """Write the page and its data to a folder and return the number of rows.
 
     Arguments:
-        output      the folder, which is made
+        output      the folder, which is created if missing
         collected   measured results
         quotes      published results
         title       title of the page
-        repository  address at which the current folder is seen, for links to submissions; "" for none
+        repository  address of the current folder on the web, for links to submissions; "" for none
     Raises:
         UserError  there is no row, or the folder cannot be written
     """
@@ -132,5 +132,5 @@ def _html(board: Mapping[str, Any], records: Records) -> str:
 
 
 def _inline(text: str) -> str:
-    """Return JSON that no parser of HTML takes for the end of its element, or for markup."""
+    """Escape JSON so that an HTML parser finds no markup or end tag in it."""
     return text.replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-"""Rows of the leaderboard: measured results, and published ones; agreeing publications are one row."""
+"""Rows of the leaderboard: measured and published results; publications that agree share one row."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ METRICS = ("auroc", "fpr95", "fpr95_ood")
 OPTIONS = TableOptions(metrics=METRICS, seeds=True)
 NOT_STATED = "weights not stated"
 AGREE = 0.1  # points: some sources print one decimal
-_NO_CARD = "what the method sees is not known"
+_NO_CARD = "the access of the method is unknown"
 
 Values = dict[str, dict[str, float]]  # OOD set, `mean` or `near mean` -> metric -> fraction
 
 
 @dataclass(frozen=True)
 class BoardRow:
-    """One row: the average over the seeds of a measured result, or what publications state.
+    """One row: the average over the seeds of a measured result, or the numbers of publications.
 
-    id        address of its provenance, the same in every page that has the row
-    group     what the method sees, one of oodbench.method.access.GROUPS
-    scope     settings in which rows of this benchmark and encoder differ; rows are ranked within one scope
+    id        address of its provenance, the same in every page with this row
+    group     access of the method, one of oodbench.method.access.GROUPS
+    scope     settings that differ between rows of this benchmark and encoder; rows are ranked within one scope
     spread    OOD set or average -> metric -> `± 0.12` over seeds
     unranked  why the row is not ranked, "" if it is
-    by        whose result it is: the handle of a submission, the sources of a published one, else ""
-    stated    what a submitter states
+    by        author of the result: the handle of a submission, the sources of a published result, else ""
+    stated    statement of the submitter
     links     name -> address: the paper, the code, and the submission in its repository
     """
 
@@ -81,7 +81,7 @@ def _rows(
     add: Callable[[TableLine], str],
     repository: str,
 ) -> Iterator[BoardRow]:
-    """Yield the rows of comparable results; seeds are averaged within one source, without failed results."""
+    """Yield the rows of comparable results; seeds of one source are averaged, without failed results."""
     members: dict[tuple[str, str], list[Result]] = {}
     for row in prompts.results:
         one = by_digest[row.digest]
@@ -104,7 +104,7 @@ def _rows(
                     values.setdefault(columns.name, {})[column.name] = cell.value
                 if cell.extra:
                     spread.setdefault(columns.name, {})[column.name] = cell.extra
-        told = protocol(results).values() if first.stream else ()
+        stream = protocol(results).values() if first.stream else ()
         submission = evidence[0].submission
         yield BoardRow(
             id=record,
@@ -113,7 +113,7 @@ def _rows(
             encoder=str(first.encoder.get("name", "unknown")),
             architecture=str(first.encoder.get("architecture") or first.encoder.get("name", "unknown")),
             group=group_of(line),
-            scope="; ".join(filter(None, (settings, ", ".join(told)))),
+            scope="; ".join(filter(None, (settings, ", ".join(stream)))),
             evidence=weakest([one.evidence for one in evidence]),
             values=values,
             records=(record,),
@@ -126,19 +126,19 @@ def _rows(
 
 
 def _seeds(results: list[Result]) -> list[list[Result]]:
-    """Return results of one method to be averaged; apart, if a seed is there twice: these are not other draws."""
+    """Return the results of one method as one group to average, or one by one if a seed occurs twice."""
     drawn = {(row.run.get("seed"), row.stream.get("seed")) for row in results}
     return [results] if len(drawn) == len(results) else [[row] for row in results]
 
 
 def _stated(one: Submission) -> dict[str, str]:
-    """Return what a submitter states; tuning on test data is refused before."""
+    """Return a submitter's statement; submissions tuned on test data were rejected before."""
     names = ("handle", "who", "paper", "code", "licence", "hardware", "created")
     return {name: getattr(one, name) for name in names} | {"tuned on test data": "no"}
 
 
 def _links(one: Submission, repository: str) -> dict[str, str]:
-    """Return the addresses of a submission; in the repository, the current folder is the root."""
+    """Return the addresses of a submission; `repository` is the address of the current folder."""
     folder, root = one.folder.resolve(), Path.cwd().resolve()
     inside = url_quote(folder.relative_to(root).as_posix()) if folder.is_relative_to(root) else ""
     found = {"paper": one.paper_url, "code": one.code}
@@ -172,7 +172,7 @@ def _unranked(line: TableLine, collected: Sequence[CollectedResult]) -> str:
 
 
 def published(quotes: Sequence[Quote], records: Records, rows: Sequence[BoardRow]) -> list[BoardRow]:
-    """Return rows of published results; they are ranked with the first ranked results of their encoder in `rows`."""
+    """Return rows of published results, ranked in the scope of the first ranked results of their encoder in `rows`."""
     scopes: dict[tuple[str, str], str] = {}
     for row in rows:
         if not row.unranked and row.group != TEST_TIME:
@@ -210,10 +210,10 @@ def encoder_of(one: Quote) -> str:
 
 
 def agreeing(quotes: Sequence[Quote]) -> list[list[Quote]]:
-    """Group published results of one method, benchmark, encoder and settings that agree, the most complete one first.
+    """Group agreeing published results of one method, benchmark, encoder and settings, the most complete one first.
 
-    Results agree if they come from different works and no number that two of them state differs by more than AGREE
-    points; at least one must be common to them.
+    Results agree if they come from different works, have at least one number in common, and no common number differs
+    by more than AGREE points.
     """
     groups: list[list[Quote]] = []
     for one in sorted(quotes, key=lambda q: -sum(map(len, q.cells.values()))):

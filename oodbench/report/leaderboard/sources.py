@@ -1,4 +1,4 @@
-"""Where the results of a leaderboard come from: folders of results and of submissions, each result verified."""
+"""Collect the results of a leaderboard from folders of results and submissions, and verify each."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CollectedResult:
-    """A result, its file and the folder that was named; `submission` is what its submitter states.
+    """A result, its file and the given folder; `submission` has the submitter's statement.
 
-    `problems` are those of its verification; then its numbers are not shown.
+    If its verification had `problems`, its numbers are not shown.
     """
 
     result: Result
@@ -36,7 +36,7 @@ class CollectedResult:
 
     @property
     def why_failed(self) -> str:
-        """The problems as one text, without the path of the folder."""
+        """The problems as one text, with paths relative to the folder."""
         return "; ".join(_inside(problem, self.folder) for problem in self.problems)
 
     @property
@@ -46,13 +46,13 @@ class CollectedResult:
 
     @property
     def source(self) -> str:
-        """Whose result this is: a submitter's, or that of its folder. Seeds of one source are averaged."""
+        """The source of the result: its submitter, or its folder. Seeds of one source are averaged."""
         return self.by or str(self.path.parent)
 
 
 @dataclass(frozen=True)
 class CollectedResults:
-    """The results of all folders; `unreadable` are messages on damaged files, each with the same text for the page."""
+    """The results of all folders; `unreadable` maps messages on damaged files to their texts for the page."""
 
     results: tuple[CollectedResult, ...]
     unreadable: dict[str, str]
@@ -65,9 +65,9 @@ class CollectedResults:
 
 
 def collect(folders: Sequence[Path], output: Path | None = None) -> CollectedResults:
-    """Read and verify the results below some folders; what lies below `output` is not read.
+    """Read and verify the results below some folders; files below `output` are not read.
 
-    A result that lies in several folders counts once, with its submission and the best evidence.
+    A result found in several folders counts once, with its submission and the best evidence.
     Raises UserError for a folder that is missing, unreadable or without results.
     """
     raise_all([problem for folder in folders if (problem := _problem(folder))])
@@ -77,7 +77,7 @@ def collect(folders: Sequence[Path], output: Path | None = None) -> CollectedRes
         paths = [path for path in row_files(folder) if not (output and path.resolve().is_relative_to(output))]
         paths = [path for path in paths if _may_be_result(path)]
         if not paths:
-            raise UserError(f"{folder} holds no results; make some with: oodbench run --results {_quoted(folder)}")
+            raise UserError(f"{folder} has no results; create some with: oodbench run --results {_quoted(folder)}")
         for path in paths:
             try:
                 found = _collected(path, folder)
@@ -91,19 +91,19 @@ def collect(folders: Sequence[Path], output: Path | None = None) -> CollectedRes
 
 
 def _inside(text: str, folder: Path) -> str:
-    """Return a text with paths as seen from a folder: the page shows no paths of the machine that built it."""
+    """Make the paths in a text relative to a folder: the page shows no paths of the machine that built it."""
     return text.replace(f"{folder}/", "").replace(f"{folder.resolve()}/", "")
 
 
 def _may_be_result(path: Path) -> bool:
-    """Return whether a file is a result, perhaps a damaged one; JSON of another kind is logged and left out."""
+    """Return whether a file may be a (damaged) result; other JSON files are logged and skipped."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return True
     known = isinstance(found, dict) and "digest" in found
     if not known:
-        log.warning("%s is JSON, but no result: skipped", printable(str(path)))
+        log.warning("%s is JSON, but not a result: skipped", printable(str(path)))
     return known
 
 
@@ -120,7 +120,7 @@ def _quoted(folder: Path) -> str:
 
 
 def _collected(path: Path, folder: Path) -> CollectedResult:
-    """Read a result, what its submitter states, and verify it if its scores are there. Raise UserError if damaged."""
+    """Read a result and its submission, and verify it if it has scores. Raise UserError if damaged."""
     result = read(path)
     submission = read_submission(path.parent) if os.path.lexists(path.parent / FILE) else None
     has_scores = result.status == "ok" and os.path.lexists(path.with_suffix(".parquet"))

@@ -1,4 +1,4 @@
-"""What methods see, in tables: the card of each line, groups of lines that may be ranked together, and the note."""
+"""Access of methods in tables: the card of each line, groups of lines that may be ranked together, and the note."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FREE, _TRAINED = "Training-free", "Trained"
 
 
 def card(row: Result) -> Access | None:
-    """Return the card of a result; of an older one, that of the method if it is installed, else None."""
+    """Return the card of a result; for an older result, that of the installed method, else None."""
     if row.access:
         try:
             return from_mapping(row.access)
@@ -36,7 +36,7 @@ def card(row: Result) -> Access | None:
 
 
 def access_problem(row: Result) -> str:
-    """Return how the card of a result differs from that of its method in the same version, or ""."""
+    """Return a problem if the card of a result differs from that of its method in the same version, else ""."""
     declared, info = _declared(row), _installed().get(row.method)
     if not row.access or declared is None or info is None or info.source != row.source or card(row) == declared:
         return ""
@@ -44,9 +44,9 @@ def access_problem(row: Result) -> str:
 
 
 def _declared(row: Result) -> Access | None:
-    """Return the card that the installed method has with the settings of a result, None if it is not installed."""
+    """Return the card of the installed method with the settings of a result, None if it is not installed."""
     info = _installed().get(row.method)
-    if info is None or info.problem or row.imported:  # of an imported method, the name alone may be that of another
+    if info is None or info.problem or row.imported:  # an imported method may be another one of the same name
         return None
     labels = (row.run.get("calibration") or {}).get("labels")
     drawn = labels if isinstance(labels, int) else None
@@ -59,14 +59,14 @@ def _declared(row: Result) -> Access | None:
 
 
 def _card(info: MethodInfo, parameters: Mapping[str, Any], row: Result, drawn: int | None) -> Access:
-    """Return the card of a method; its labelled images are those that a run drew, or that its weights know."""
+    """Return the card of a method; the number of labelled images is that drawn, or that in its weights' recipe."""
     if "SHOTS" in info.needs:
         drawn = (row.weights.get("recipe") or {}).get("id", {}).get("shots")
     return info.card({**info.defaults(), **parameters}, drawn)
 
 
 def part(row: Result, name: str) -> Mapping[str, Any]:
-    """Return a part of a result, such as `parameters`; an older one has no access card, but its method may."""
+    """Return a part of a result, such as `parameters`; an older result gets the access card of its method."""
     if name == "access":
         known = card(row)
         return known.plain() if known else {}
@@ -93,10 +93,10 @@ def group_of(line: TableLine) -> str:
 
 
 def arranged(lines: Iterable[TableLine], how: str) -> tuple[TableLine, ...]:
-    """Sort lines into sections, by their group or whether they are trained; published lines follow the measured ones.
+    """Divide lines into sections by group or training; published lines follow the measured ones.
 
-    Within a section the lines are sorted by their rank, where they have one. A single group of measured lines needs no
-    heading. The lines of `--ours` are the last of their section, which is the last one.
+    Within a section, lines are sorted by rank, if they have one. A single group of measured lines has no heading. The
+    lines of `--ours` are last in their section, and their section is last.
     """
     sections = [(_section(line, how), line) for line in lines]
     alone = len({section for section, _ in sections}) == 1
@@ -111,7 +111,7 @@ def arranged(lines: Iterable[TableLine], how: str) -> tuple[TableLine, ...]:
 
 
 def first_of_each_group(lines: Sequence[TableLine], count: int | None) -> tuple[TableLine, ...]:
-    """Return the first lines of each section, and those of `--ours`; all if there is no such number."""
+    """Return the first `count` lines of each section, and those of `--ours`; all lines if `count` is None."""
     kept: list[TableLine] = []
     for _, found in groupby(lines, key=lambda line: line.section):
         members = list(found)
@@ -138,7 +138,7 @@ def blocks(lines: Sequence[TableLine]) -> list[tuple[list[TableLine], bool]]:
     """Return the lines of each section, and whether they may be ranked: all measured lines have the same group."""
     members = [list(found) for _, found in groupby(lines, key=lambda line: line.section)]
 
-    def sees(line: TableLine) -> tuple[str, str]:  # what methods without a card see may differ
+    def sees(line: TableLine) -> tuple[str, str]:  # methods without a card may see different data
         unknown = not line.access or (line.access.stream and not (line.result and line.result.stream))
         return group_of(line), line.result.label if line.result and unknown else ""
 
@@ -146,11 +146,11 @@ def blocks(lines: Sequence[TableLine]) -> list[tuple[list[TableLine], bool]]:
 
 
 def access_footnotes(lines: Iterable[TableLine]) -> tuple[str, ...]:
-    """Return one note on what the methods of a table see, () if no method sees more than names and the image."""
+    """Return one note on the access of a table's methods, () if none sees more than class names and the image."""
     names: dict[str, list[str]] = {}
     for line in lines:
         for fact in line.access.facts if line.access else ():
             stream = line.result is not None and bool(line.result.stream)  # a method has several rows
             names.setdefault(fact, []).append(line.result.title if line.result and stream else line.name)
-    said = "; ".join(f"{fact}: {', '.join(dict.fromkeys(found))}" for fact, found in names.items())
-    return (f"Access besides class names and the image: {said}.",) if said else ()
+    facts = "; ".join(f"{fact}: {', '.join(dict.fromkeys(found))}" for fact, found in names.items())
+    return (f"Access besides class names and the image: {facts}.",) if facts else ()

@@ -1,4 +1,4 @@
-"""Build tables of comparable results, with the captions that say what their numbers depend on."""
+"""Build tables of comparable results, with captions that state what the numbers depend on."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_TESTED = 40  # results; of more, a column's best is one of many, and the bootstrap takes minutes
+MOST_TESTED = 40  # results; with more, the best of a column is one of many, and the bootstrap takes minutes
 QUICK = 500_000  # scores, which take about two seconds
 
 
 def caption(model: Result, differences: Sequence[str], options: TableOptions) -> tuple[str, ...]:
-    """Return sentences on conventions, sets and encoder, and on settings in which this benchmark's tables differ."""
+    """Return sentences on conventions, sets, encoder, and the settings that differ between a benchmark's tables."""
     weights = str(model.encoder.get("weights") or "")
     sentences = [
         _units(options),
@@ -82,17 +82,17 @@ def _units(options: TableOptions) -> str:
 
 
 def conventions(rules: Mapping[str, str], metrics: Sequence[str], fpr95_ood: str = "FPR95-OOD (o)") -> list[str]:
-    """Return sentences on what the metrics are, by the rules of a result."""
+    """Return sentences that define the metrics by the rules of a result."""
     rule = rules.get("at95", "first")
-    kept, said = ("at least 95 %", "") if rule == "first" else ("95 %", f"; at95 rule: {rule}")
+    kept, note = ("at least 95 %", "") if rule == "first" else ("95 %", f"; at95 rule: {rule}")
     out = []
     if "fpr95" in metrics:
         out.append(
-            f"FPR95 (i): fraction of OOD images accepted when {kept} of ID images are accepted (ID positive{said})."
+            f"FPR95 (i): fraction of OOD images accepted when {kept} of ID images are accepted (ID positive{note})."
         )
     if "fpr95_ood" in metrics:
         out.append(
-            f"{fpr95_ood}: fraction of ID images rejected when {kept} of OOD images are rejected (OOD positive{said})."
+            f"{fpr95_ood}: fraction of ID images rejected when {kept} of OOD images are rejected (OOD positive{note})."
         )
     if {"aupr_in", "aupr_out"} & set(metrics):
         area = str(rules.get("aupr", "average_precision")).replace("_", " ")
@@ -115,7 +115,7 @@ def _uncertainty(model: Result, options: TableOptions) -> str:
 
 
 def _ood(model: Result, chosen: Sequence[str]) -> list[str]:
-    """Return one sentence on the OOD sets, or one for each group, and one that says if not all sets are shown."""
+    """Return one sentence on the OOD sets, or one per group, and one if not all sets are shown."""
     out = []
     kept = [s for s in model.ood if not chosen or s.dataset in chosen]
     for name in dict.fromkeys(s.group for s in kept):
@@ -153,9 +153,9 @@ Test = Callable[[Sequence[Result], Sequence[str]], NotSignificantlyDifferent]
 def tables(results: Iterable[Result], options: TableOptions | None = None, test: Test | None = None) -> list[Table]:
     """Return one table for each set of comparable results, in order of first appearance.
 
-    Results are comparable when benchmark, encoder with its weights, image lists, class names, precision, resize, limit
-    and conventions are the same; results that were all given the same prompts have a table of their own, and so do
-    streams. `test` finds the results that do not differ significantly from the best one, on the OOD sets shown.
+    Results are comparable if benchmark, encoder with its weights, image lists, class names, precision, resize, limit
+    and conventions are equal. Results with the same given prompts have a separate table, and so do streams. `test`
+    finds the results that do not differ significantly from the best one, on the OOD sets shown.
     """
     options = options or TableOptions()
     out: list[Table] = []
@@ -167,7 +167,7 @@ def tables(results: Iterable[Result], options: TableOptions | None = None, test:
 
 
 def _tables(comparable: TableGroup, prompts: PromptGroup, options: TableOptions, test: Test | None) -> Iterator[Table]:
-    """Yield the table of results without a stream; of streams the table of all images, and of parts if requested."""
+    """Yield the table of results; for streams, the table of all images and, if requested, those of parts."""
     if not prompts.results[0].stream:
         yield _table(comparable, prompts, options, test)
         return
@@ -182,14 +182,16 @@ def _table(
     comparable: TableGroup, prompts: PromptGroup, options: TableOptions, test: Test | None, part: str = ""
 ) -> Table:
     results = _ordered(prompts.results, options.methods)
-    model = min(results, key=lambda row: (row.status != "ok", bool(row.imported)))  # the first that has all facts
+    model = min(results, key=lambda row: (row.status != "ok", bool(row.imported)))  # the first with all facts
     groups = column_groups(model, options)
     by = sort_column(model, options)
     found = _lines(results, groups, options, by, "templates" if prompts.prompts else "", part)
     ordered = arranged(found, options.group)
     ranked = (_ranked(block, groups, options, test) if may else block for block, may in blocks(ordered))
     every = [line for block in ranked for line in block]
-    lines = first_of_each_group(every, options.top)  # after the marks: what is left out may be the best of a column
+    lines = first_of_each_group(
+        every, options.top
+    )  # after marking, because an omitted line may be the best of a column
     benchmark = f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}"
     stream = (TITLE, PARTS.get(part, "")) if model.stream else ()
     return Table(
@@ -215,7 +217,7 @@ def _table(
 def _brief(
     model: Result, differences: Sequence[str], lines: Sequence[TableLine], options: TableOptions
 ) -> Iterator[str]:
-    """Yield what a reader needs besides a short caption, in a few words."""
+    """Yield the short notes that a short caption needs."""
     if differences:
         yield f"{'; '.join(differences)}."
     shown = [s for s in model.ood if not options.sets or s.dataset in options.sets]
@@ -245,7 +247,7 @@ def _protocol(lines: Sequence[TableLine]) -> list[str]:
 
 
 def _within(lines: Sequence[TableLine]) -> str:
-    """Return where best and second are chosen, "" in a table of one block."""
+    """Return the scope in which best and second are marked, "" in a table of one block."""
     streams = [protocol(line.results) for line in lines if line.result and line.result.stream]
     if any(one != streams[0] for one in streams):
         return WITHIN
@@ -255,7 +257,7 @@ def _within(lines: Sequence[TableLine]) -> str:
 def _order(
     by: ColumnGroup | None, every: Sequence[TableLine], kept: Sequence[TableLine], options: TableOptions
 ) -> Iterator[str]:
-    """Yield a sentence on the column that lines are sorted by, and on how many lines are left out."""
+    """Yield sentences on the column that lines are sorted by, and on the number of omitted lines."""
     if by is None:
         return
     title = {"accuracy": "ID accuracy", "seconds": "seconds"}.get(options.sort_metric, by.columns[0].title)
@@ -270,13 +272,13 @@ def _order(
 
 
 def _left_out(every: Sequence[TableLine], kept: Sequence[TableLine]) -> Iterator[str]:
-    """Yield a sentence on how many lines are not shown, if there are any."""
+    """Yield a sentence on the number of omitted lines, if there are any."""
     if len(kept) < len(every):
         yield f"{len(every) - len(kept)} of {len(every)} lines are left out, but count for best and second."
 
 
 def _unranked(lines: Sequence[TableLine]) -> list[str]:
-    """Return a sentence on blocks in which no best is marked, as their methods see different data."""
+    """Return a sentence if blocks have no marks because their methods see different data."""
     mixed = any(len(block) > 1 and not may for block, may in blocks(lines))
     return [UNRANKED] if mixed else []
 
@@ -284,7 +286,7 @@ def _unranked(lines: Sequence[TableLine]) -> list[str]:
 def _ranked(
     lines: Sequence[TableLine], groups: Sequence[ColumnGroup], options: TableOptions, test: Test | None
 ) -> Sequence[TableLine]:
-    """Mark the best and second of each column, and what does not differ from the best; of streams by protocol."""
+    """Mark the best and second of each column, and results not significantly worse; streams per protocol."""
     if any(line.result and line.result.stream for line in lines):
         keys = [str(protocol(line.results)) if line.result else "" for line in lines]
         members = {key: [line for line, own in zip(lines, keys, strict=True) if own == key] for key in keys}

@@ -1,4 +1,4 @@
-"""Notes on results at chance: an encoder that does not know the classes makes every number of a table meaningless."""
+"""Notes on results at chance: if the encoder does not know the classes, every number of a table is meaningless."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from oodbench.report.tables.table import TableLine
 from oodbench.results import Result
 
 _UNKNOWN = "the encoder does not seem to know these classes"
-_ERRORS = 3  # standard errors above chance that an accuracy needs
+_ERRORS = 3  # standard errors above chance that an accuracy must reach
 _IN_NOTE = 4  # names in a note
 
 
 def chance_limit(classes: int, images: int) -> float:
     """Return the ID accuracy below which a result is at chance: max(2/K, 1/K + 3 standard errors), at most 1.
 
-    2/K counts up to one half only, because no accuracy is twice the chance of two classes.
+    2/K is capped at one half, because no accuracy is twice the chance of two classes.
     """
     chance = 1 / classes
     return min(max(_twice_chance(classes), chance + _ERRORS * math.sqrt(chance * (1 - chance) / images)), 1.0)
@@ -35,9 +35,9 @@ def at_chance(row: Result) -> bool:
 
 
 def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[str]:
-    """Yield the notes on the lines of a table whose ID accuracy is at chance, or whose AUROC is below 50 %.
+    """Yield notes on lines with ID accuracy at chance, and on lines with AUROC below 50 %.
 
-    AUROC is below 50 % if the upper bound of its interval is; `sets` are the OOD sets that are shown, () for all.
+    AUROC counts as below 50 % if the upper bound of its interval is; `sets` are the OOD sets shown, () for all.
     """
     finished = [(line.name, row) for line in lines for row in line.results if row.status == "ok"]
     low = [(name, row) for name, row in finished if at_chance(row)]
@@ -65,15 +65,15 @@ def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[st
         streams = any(row.stream for _, row, _ in reversed_sets)
         if streams:
             why = (
-                "what a method learns from a stream can reverse its scores (as a queue that is long beside the stream "
-                "does), or the encoder does not know these classes"
+                "adaptation to a stream can reverse the scores (for example, a queue that is long compared with the "
+                "stream), or the encoder does not know these classes"
             )
         elif knows:
             why = (
                 "although the ID accuracy is above chance: these OOD sets look more like the classes than ID images do"
             )
         else:
-            why = _UNKNOWN if measured else "the encoder may not know these classes, which no ID accuracy shows here"
+            why = _UNKNOWN if measured else "the encoder may not know these classes (there is no ID accuracy to tell)"
         pairs = _listed([f"{name} on {title}" for name, _, title in reversed_sets])
         yield f"AUROC below 50 % with its whole interval, so that OOD images score above ID images ({pairs}): {why}."
 

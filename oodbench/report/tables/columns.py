@@ -1,4 +1,4 @@
-"""Columns: which numbers of a result a table shows, and how they are printed and marked."""
+"""Columns of tables: selection, formatting and marking of a result's numbers."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ def column_groups(model: Result, options: TableOptions) -> list[ColumnGroup]:
 
 
 def sort_column(model: Result, options: TableOptions) -> ColumnGroup | None:
-    """Return the column of numbers by which lines are sorted: the average over the sets shown, or that of a single set.
+    """Return the column by which lines are sorted: the average over the sets shown, or the single set.
 
-    `model` is a result with the OOD sets of the table. None for the order of the results.
+    `model` is a result with the OOD sets of the table. None keeps the order of the results.
     """
     metrics = tuple(filter(None, (options.sort_metric,)))
     return next(reversed(column_groups(model, replace(options, metrics=metrics))), None)
 
 
 def sort_value(cell: Cell, group: ColumnGroup) -> float:
-    """Return a number that is higher for a better cell, the lowest for one without a value or of another kind."""
+    """Return a number that is higher for a better cell; -inf without a value, or for another kind of FPR95."""
     if cell.value is None or cell.other:
         return -math.inf
     return (group.columns[0].better or -1) * cell.value  # seconds: the fastest first
@@ -80,7 +80,7 @@ def cells(result: Result, group: ColumnGroup, options: TableOptions) -> tuple[Ce
 
 
 def cell(number: Number, options: TableOptions, *, fraction: bool = True, extra: str = "") -> Cell:
-    """Return a number as the options print it; seconds always have two decimals."""
+    """Format a number by the options; seconds always have two decimals."""
     if number.value is None or not math.isfinite(number.value):
         return Cell(None, DASH)
     text = formatted(number.value, options) if fraction else f"{number.value:.2f}"
@@ -92,7 +92,7 @@ def cell(number: Number, options: TableOptions, *, fraction: bool = True, extra:
 
 
 def formatted(value: float, options: TableOptions) -> str:
-    """Format a fraction as the options say: 0.9234 as `92.34` or `0.9234`."""
+    """Format a fraction by the options: 0.9234 as `92.34` or `0.9234`."""
     return f"{value * (100 if options.percent else 1):.{options.digits}f}"
 
 
@@ -105,9 +105,9 @@ def _of_set(dataset: str, options: TableOptions) -> Callable[[Result], tuple[Num
 
 
 def average(names: tuple[str, ...], group: str, options: TableOptions) -> Callable[[Result], tuple[Number, ...]]:
-    """Return the function of a result that returns the plain average of each metric over some sets.
+    """Return a function that maps a result to the plain average of each metric over some sets.
 
-    Its interval is known if these are all sets, or all sets of a group.
+    The average has an interval if these are all sets, or all sets of a group.
     """
 
     def values(result: Result) -> tuple[Number, ...]:
@@ -131,9 +131,9 @@ def _seconds(result: Result) -> tuple[Number, ...]:
 def mark_best(lines: Sequence[TableLine], groups: Sequence[ColumnGroup]) -> tuple[TableLine, ...]:
     """Mark the best and the second best number of each column.
 
-    Equal best values are all best, and then there is no second; equal second ones are all second. A column needs two
-    values to be marked, ID accuracy two different ones; seconds are never marked. Lines without a result, which are
-    published numbers, are not marked.
+    Tied best values are all marked as best, and then there is no second; tied second values are all marked. A column
+    is marked if it has two values, ID accuracy if it has two different ones, seconds never. Lines without a result,
+    which are published numbers, are not marked.
     """
     own = [i for i, line in enumerate(lines) if line.result is not None]
     marks = [

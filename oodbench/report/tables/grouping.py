@@ -1,4 +1,4 @@
-"""Which results are comparable, so that they are shown in one table."""
+"""Grouping of comparable results, which are shown in one table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DERIVED = ("identity", "notes")  # parts of the encoder's card that follow from
 class TableGroup:
     """Comparable results, each with its position in the input, and the `facts` in which they agree.
 
-    `differences` are settings in which other groups of this benchmark and encoder differ, for the caption.
+    `differences` are the settings that differ from other groups of this benchmark and encoder, for the caption.
     """
 
     facts: dict[str, str]
@@ -32,7 +32,7 @@ class TableGroup:
 
     @property
     def results(self) -> list[Result]:
-        """The results in the order of the input, without failed ones of which a later run succeeded."""
+        """The results in the order of the input, without failed ones whose later run succeeded."""
         succeeded: dict[tuple[str, str], str] = {}
         for _, row in self.numbered:
             if row.status == "ok" and not row.imported:
@@ -44,9 +44,8 @@ class TableGroup:
 def group(results: Iterable[Result]) -> list[TableGroup]:
     """Group results that agree in all facts, in order of first appearance; a repeated result counts once.
 
-    Streams have groups of their own, which follow the others of their benchmark and encoder. Failed and imported
-    results do not have all facts: they join the first group of their benchmark and encoder that agrees with those they
-    have.
+    Streams have separate groups, which follow the others of their benchmark and encoder. Failed and imported results
+    lack some facts: they join the first group of their benchmark and encoder that agrees with the facts they have.
     """
     families: dict[tuple[str, str, bool], list[TableGroup]] = {}
     agreeing: dict[tuple[tuple[str, str], ...], TableGroup] = {}
@@ -68,7 +67,7 @@ def group(results: Iterable[Result]) -> list[TableGroup]:
                 fitting = TableGroup(known)
                 family.append(fitting)
             fitting.numbered.append((number, row))
-            if row.imported:  # the next one may not contradict it, either
+            if row.imported:  # the next one must agree with it, too
                 fitting.facts = {**known, **fitting.facts}
     for family in families.values():
         _find_differences(family)
@@ -89,16 +88,16 @@ def _first(one: TableGroup) -> int:
 
 
 def _agree(some: Mapping[str, str], others: Mapping[str, str], *, scored: bool) -> bool:
-    """Return whether the facts that both have agree, and, of scored results, whether the OOD sets are the same."""
+    """Return whether the common facts agree, and for scored results also the OOD sets."""
     known = (some, others) if scored else ()
     sets = [{name for name in facts if name.startswith("OOD ") and name.endswith(" n")} for facts in known]
     if scored and not all(others.get(f"{name} images") == some.get(f"{name} images") for name in _partial(some)):
-        return False  # of a part of a set, equal numbers of images are not the same images
+        return False  # partial sets of equal size may have different images
     return all(others.get(k, v) == v for k, v in some.items()) and all(one == sets[0] for one in sets)
 
 
 def _partial(known: Mapping[str, str]) -> list[str]:
-    """Return the sets of which some images alone have scores."""
+    """Return the sets of which only some images have scores."""
     sizes = {k.removesuffix(" n"): v for k, v in known.items() if k.endswith(" n")}
     return [name for name, n in sizes.items() if known.get(f"{name} expected") not in (n, "null", None)]
 
@@ -138,7 +137,7 @@ def _newest(rows: Iterable[Result]) -> list[Result]:
 
 
 def _find_differences(family: Sequence[TableGroup]) -> None:
-    """Set `differences` of the groups, without what a caption states anyway (the sets and their sizes)."""
+    """Set `differences` of the groups, except facts that captions always state (the sets and their sizes)."""
     differing = [
         name
         for name in dict.fromkeys(k for g in family for k in g.facts)
@@ -174,9 +173,9 @@ _GIVEN_TEMPLATES = re.compile(r"[\[,]templates=")
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Results of one table, and the prompts that were given to all of them: a name, or "" for each method's own.
+    """Results of one table, and the name of the prompts given to all of them, "" for each method's own prompts.
 
-    title    what the table's title says of the prompts, "" if there is only one such group
+    title    the part of the table's title on prompts, "" if there is only one group
     missing  titles of methods that are in the table of own prompts but not in this one
     """
 
@@ -189,9 +188,9 @@ class PromptGroup:
 def by_prompts(results: Sequence[Result]) -> list[PromptGroup]:
     """Divide comparable results by their prompts.
 
-    Prompts that some results were given (`oodbench run --templates`) and that two methods have make a table: the
-    results that were given them, results of other methods whose own prompts they are, and results without prompts. The
-    others stay together; so does a variant with prompts that no other method has, which its name states.
+    Prompts from `oodbench run --templates` that two methods have get a table: it has the results with these prompts,
+    other methods whose own prompts are equal to them, and results without prompts. The other results stay together,
+    with variants whose prompts no other method has; their names state the prompts.
     """
     given: dict[str, list[Result]] = {}
     for row in results:
@@ -235,17 +234,17 @@ class LoadedResults:
 
 
 def check_folder(results: Path) -> None:
-    """Raise UserError if there is no such results folder."""
+    """Raise UserError if the results folder does not exist."""
     if not results.is_dir():
         raise UserError(f"no results folder {results}; make one with: oodbench run --results {results}")
 
 
 def from_folder(results: Path) -> LoadedResults:
-    """Load the results of a folder. Raise UserError if it does not exist or holds none."""
+    """Load the results of a folder. Raise UserError if it does not exist or has no results."""
     check_folder(results)
     found = list(rows(results))
     if not found:
-        raise UserError(f"{results} holds no results; make some with: oodbench run --results {results}")
+        raise UserError(f"{results} has no results; create some with: oodbench run --results {results}")
     return LoadedResults(ordered([row for _, row in found]), {row.digest: path for path, row in found})
 
 

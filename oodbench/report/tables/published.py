@@ -31,14 +31,14 @@ class PublishedValue:
 
 @dataclass(frozen=True)
 class Quote:
-    """One line of a published table; "" where the source does not state a value.
+    """One line of a published table; "" for values that the source does not state.
 
-    key        what --quote names it by, `method:source`
+    key        its name for --quote, `method:source`
     settings   hyper-parameters that a measured result must have to be compared with it
     cite       BibTeX keys of the source, in report/formats/references.bib
-    order      of the stream, of a method that adapts to it
-    access     what the method sees, as the fields of Access; none of them: class names and the image alone
-    tolerance  metric -> largest difference of a faithful run, in points; `why` says who states this
+    order      of the stream, for a method that adapts to it
+    access     data that the method sees, as fields of Access; empty: only class names and the image
+    tolerance  metric -> largest difference of a faithful run, in points; `why` is the source of the tolerance
     cells      OOD set, `mean` or `near mean` -> metric -> number
     """
 
@@ -83,7 +83,7 @@ class Quote:
 
 @functools.cache
 def quotes() -> dict[str, Quote]:
-    """Return every published result by key, files in order of name. Raise UserError for invalid files."""
+    """Return every published result by key, in the order of file names. Raise UserError for invalid files."""
     found: dict[str, Quote] = {}
     for path in sorted(published().glob("*.toml")):
         for one in read(path):
@@ -146,10 +146,10 @@ _LABELS = {"resize": "resize filter", "words": "word list", "at95": "rule of the
 
 
 def with_quotes(tables: Sequence[Table], quotes: Sequence[Quote], options: TableOptions) -> list[Table]:
-    """Add each published result to the table of its benchmark; of several, to those with its architecture.
+    """Add each published result to the tables of its benchmark, if possible only to those with its architecture.
 
-    Results of test-time adaptation are added to tables of streams, the others to other tables, where there are such.
-    Raises UserError for a published result that fits no table.
+    Results of test-time adaptation are added to tables of streams, and others to other tables, if there are any.
+    Raises UserError for a published result that matches no table.
     """
     out = list(tables)
     for quote in quotes:
@@ -157,7 +157,7 @@ def with_quotes(tables: Sequence[Table], quotes: Sequence[Quote], options: Table
         same = [i for i in fitting if _architecture(out[i]) == quote.architecture]
         if not fitting:
             have = ", ".join(dict.fromkeys(filter(None, map(_benchmark, out)))) or "none"
-            raise UserError(f"--quote {quote.key} is of benchmark {quote.benchmark}; the tables here are of: {have}")
+            raise UserError(f"--quote {quote.key} is for benchmark {quote.benchmark}; the tables are for: {have}")
         alike = [i for i in same or fitting if _of_streams(out[i]) == quote.card.stream]
         for i in alike or same or fitting:
             lines = arranged((*out[i].lines, _line(quote, out[i], options)), options.group)
@@ -179,7 +179,7 @@ def with_quotes(tables: Sequence[Table], quotes: Sequence[Quote], options: Table
 def quoted_cells(
     quote: Quote, column_groups: Sequence[ColumnGroup], options: TableOptions
 ) -> tuple[tuple[Cell, ...], ...]:
-    """Return the published numbers in a table's columns; an average over some sets only was not published."""
+    """Return the published numbers in a table's columns; there is no published average over a selection of sets."""
     out = []
     for group in column_groups:
         known = {} if options.sets and group.name.endswith("mean") else quote.cells.get(group.name, {})
@@ -193,7 +193,7 @@ _OTHER = {"fpr95": "fpr95_ood", "fpr95_ood": "fpr95"}
 
 
 def _quoted_cell(metric: str, known: Mapping[str, PublishedValue], shown: Set[str], options: TableOptions) -> Cell:
-    """Return a published number; an FPR95 of the other kind, marked so, if only that one was published."""
+    """Return a published number; if only the other kind of FPR95 was published, return that with a letter."""
     if metric in known:
         return cell(Number(known[metric].value), options)
     other = _OTHER.get(metric, "")
@@ -203,7 +203,7 @@ def _quoted_cell(metric: str, known: Mapping[str, PublishedValue], shown: Set[st
 
 
 def _kinds_caption(lines: Iterable[TableLine], options: TableOptions) -> tuple[str, ...]:
-    """Return a sentence on published FPR95s that are of another kind than their column, if there are any."""
+    """Return a sentence on published FPR95 values of another kind than their column, if there are any."""
     cells = (cell for line in lines for cells in line.cells for cell in cells)
     if not any(cell.other for cell in cells):
         return ()
@@ -215,12 +215,12 @@ def _kinds_caption(lines: Iterable[TableLine], options: TableOptions) -> tuple[s
 
 
 def _brief_kinds(lines: Iterable[TableLine], options: TableOptions) -> tuple[str, ...]:
-    """Return what a letter after an FPR95 means, in a few words."""
+    """Return the short meaning of the letter after an FPR95."""
     return tuple(f"{text.partition(' (')[0]}." for text in _kinds_caption(lines, options))
 
 
 def differences(lines: Sequence[TableLine], quotes: Sequence[Quote]) -> list[str]:
-    """Return sentences on facts (weights, prompts, ...) that differ, and on facts that sources do not state."""
+    """Return sentences on facts (weights, prompts, ...) that differ or that sources do not state."""
     by_key = {quote.key: quote for quote in quotes}
     measured = {line.name: comparable_facts(line.result) for line in lines if line.result}
     published = [by_key[key] for line in lines if (key := str(line.facts.get("quote"))) in by_key]
@@ -251,7 +251,7 @@ def differences(lines: Sequence[TableLine], quotes: Sequence[Quote]) -> list[str
 
 
 def comparable_facts(row: Result) -> dict[str, str]:
-    """Return the facts of a measured result; a method without prompts or a word list lacks these."""
+    """Return the facts of a measured result; prompts and word list are missing if the method has none."""
     out = {
         "architecture": str(row.encoder.get("architecture") or ""),
         "weights": str(row.encoder.get("tag") or str(row.encoder.get("name", "")).rpartition("/")[2]),
@@ -305,9 +305,9 @@ CAPTION = (
 
 
 def compare_with_published(tables: Sequence[Table], options: TableOptions) -> list[Table]:
-    """Return a table for each line with published numbers: measured, then published and difference.
+    """Return a table for each line that has published numbers: measured, published and difference.
 
-    Raises UserError if there are none for any line.
+    Raises UserError if no line has published numbers.
     """
     lines = [(table, line) for table in tables if not table.part for line in table.lines]
     out = [_compared(table, line, options) for table, line in lines if _published(line)]
@@ -315,12 +315,12 @@ def compare_with_published(tables: Sequence[Table], options: TableOptions) -> li
         rows = [line.result for table in tables for line in table.lines if line.result]
         have = ", ".join(dict.fromkeys(f"{r.method} on {r.benchmark}, {r.encoder.get('name')}" for r in rows))
         benchmarks = ", ".join(dict.fromkeys(one.benchmark for one in quotes().values()))
-        raise UserError(f"no published result fits these ({have}); there are some of: {benchmarks}")
+        raise UserError(f"no published result matches these ({have}); there are some for: {benchmarks}")
     return out
 
 
 def published_of(row: Result) -> list[Quote]:
-    """Return published results of the same method, settings, benchmark and architecture, and weights if possible."""
+    """Return published results with the same method, settings, benchmark and architecture, and weights if possible."""
     found = [
         one
         for one in quotes().values()
@@ -364,7 +364,7 @@ def _origin(line: TableLine) -> str:
 def _compared_lines(
     table: Table, line: TableLine, found: Sequence[Quote], options: TableOptions
 ) -> Iterator[TableLine]:
-    """Yield the measured line, then two for each published result, with dashes for numbers that were not published."""
+    """Yield the measured line, then two lines per published result, with dashes for unpublished numbers."""
     own = tuple(
         tuple(replace(cell, mark="", not_significantly_different=False) for cell in cells) for cells in line.cells
     )

@@ -1,4 +1,4 @@
-"""Other texts for names in tables (`--rename NAME=TEXT`), the same in every format."""
+"""Renaming in tables (`--rename NAME=TEXT`), the same in every format."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from oodbench.report.tables.rows import line_names
 from oodbench.report.tables.table import ColumnGroup, Table, TableLine
 from oodbench.results import Result
 
-_HEADINGS = ("Average", "ID", "Method")  # in sentences these are words
+_HEADINGS = ("Average", "ID", "Method")  # common words, which stay in sentences
 
 
 def names(rows: Iterable[Result], quoted: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
-    """Return the printed texts of everything that has a name, by name and text; `quoted` are names of lines."""
+    """Return the printed texts of everything that can be renamed, by name and by text; `quoted` are names of lines."""
     found: dict[str, set[str]] = {}
 
     def add(text: str, *keys: str) -> None:
@@ -46,7 +46,7 @@ def names(rows: Iterable[Result], quoted: Iterable[str] = ()) -> dict[str, tuple
 
 
 def check(pairs: Sequence[tuple[str, str]], known: Iterable[str]) -> None:
-    """Raise UserError with all names that no table has, that have no text, or that have two."""
+    """Raise UserError with all names that are unknown, have no text, or have two texts."""
     known = sorted(known)
     given = [name for name, _ in pairs]
     problems = [f"--rename: nothing is named '{n}'{did_you_mean(n, known)}" for n in given if n not in known]
@@ -57,7 +57,7 @@ def check(pairs: Sequence[tuple[str, str]], known: Iterable[str]) -> None:
 
 
 def renamed(table: Table, pairs: Sequence[tuple[str, str]], known: Mapping[str, tuple[str, ...]]) -> Table:
-    """Return a table in which every printed text of a name is replaced, in headings, lines, caption and notes."""
+    """Return a table with renamed texts in headings, lines, caption and notes."""
     texts = {old: new for name, new in pairs for old in known.get(name, ())}
     if not texts:
         return table
@@ -84,7 +84,7 @@ def renamed(table: Table, pairs: Sequence[tuple[str, str]], known: Mapping[str, 
 
 
 def _replacing(texts: Mapping[str, str]) -> Callable[[str], str]:
-    """Return a function that replaces whole words, all at once, of two that overlap the longer one."""
+    """Return a function that replaces whole words, all at once; of overlapping ones, the longest."""
     longest = sorted(texts, key=len, reverse=True)
     pattern = re.compile("|".join(rf"(?<![\w-]){re.escape(old)}(?![\w-])" for old in longest) or r"(?!)")
     return lambda text: pattern.sub(lambda found: texts[found[0]], text)

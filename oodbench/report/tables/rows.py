@@ -22,7 +22,7 @@ from oodbench.results import Result
 def repeated(results: Sequence[Result], *, seeds: bool) -> list[list[Result]]:
     """Group the results of one line, in order: streams that differ only in their seed.
 
-    With `seeds`, also results that differ only in the seed of the run and in what was trained from it.
+    With `seeds`, also group results that differ only in the seed of the run and in weights trained with it.
     """
     out: dict[str, list[Result]] = {}
     for number, row in enumerate(results):
@@ -35,14 +35,14 @@ def repeated(results: Sequence[Result], *, seeds: bool) -> list[list[Result]]:
 
 
 def _drawn(row: Result) -> tuple[object, ...]:
-    """Return the seed of a run, and what is drawn or trained by it."""
+    """Return the seed of a run, and the weights and images that depend on it."""
     return row.run.get("seed"), row.weights, row.run.get("calibration")
 
 
 def line_cells(results: Sequence[Result], group: ColumnGroup, options: TableOptions) -> tuple[Cell, ...]:
-    """Return the cells of a line: of several results the average, and the standard deviation unless it rounds to 0.
+    """Return the cells of a line: for several results the average, and the standard deviation unless it rounds to 0.
 
-    Of several streams, the interval over images is that of the first which has one.
+    For several streams, the interval over images is the first one that is known.
     """
     if len(results) == 1 or results[0].status != "ok":
         return cells(results[0], group, options)
@@ -51,7 +51,7 @@ def line_cells(results: Sequence[Result], group: ColumnGroup, options: TableOpti
 
 
 def _by_stream(numbers: Sequence[Number], results: Sequence[Result]) -> list[Number]:
-    """Return the averages of runs that differ in the seed of the run, one for each stream seed: the streams vary."""
+    """Average runs that differ only in the seed of the run, so that there is one number per stream seed."""
     by_seed: dict[object, list[Number]] = {}
     for i, (number, row) in enumerate(zip(numbers, results, strict=True)):
         by_seed.setdefault(row.stream.get("seed") if row.stream else i, []).append(number)
@@ -73,7 +73,7 @@ def _average(numbers: Sequence[Number], options: TableOptions, fraction: bool) -
     interval = next((n.interval for n in numbers if n.interval), None)
     found = cell(Number(statistics.fmean(known), interval), options, fraction=fraction)
     text = formatted(deviation, options) if fraction else f"{deviation:.2f}"
-    extra = f"± {text}" if float(text) else ""  # a method that the seed does not change
+    extra = f"± {text}" if float(text) else ""  # no deviation if the seed has no effect
     return replace(found, extra=f"{extra} {found.extra}".strip())
 
 
@@ -89,7 +89,7 @@ def _key(row: Result) -> str:
         drawn = ("digest", "list", "shot_seed")
         settings["calibration"] = {k: v for k, v in settings["calibration"].items() if k not in drawn}
     stream = {k: v for k, v in row.stream.items() if k != "seed"}
-    access = row.access if row.imported else {}  # that of others follows from method and settings
+    access = row.access if row.imported else {}  # for others it follows from method and settings
     known = [
         seedless_label(row),
         row.parameters,
@@ -110,7 +110,7 @@ _SEEDED = (
     "loss",
     "created",
     "commit",
-)  # of a recipe: what another seed changes, and when it was trained
+)  # parts of a recipe that depend on the seed or the date
 
 
 def _seedless(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -124,12 +124,12 @@ def seedless_label(row: Result) -> str:
 
 
 def by_shots(results: Sequence[Result]) -> list[list[Result]]:
-    """Group results, in order, that differ in nothing but their number of labelled images a class and the seeds."""
+    """Group results, in order, that differ only in the number of labelled images per class and the seeds."""
     return _alike(results, without_shots)
 
 
 def by_parameter(results: Sequence[Result], name: str) -> list[list[Result]]:
-    """Group results, in order, that differ in nothing but the value of a hyper-parameter, which all have, and seeds."""
+    """Group results with a hyper-parameter, in order, that differ only in its value and the seeds."""
     return _alike([row for row in results if name in row.parameters], lambda row: without_parameter(row, name))
 
 
@@ -155,7 +155,7 @@ def without_shots(row: Result) -> Result:
     recipe = row.weights.get("recipe") or {}
     if not recipe.get("id"):
         return row
-    # Images, steps and the size of a batch follow from the number, and the variant of the label from number and seed.
+    # Images, steps and batch size follow from the number; the variant in the label follows from number and seed.
     kept = {k: recipe.get(k) for k in ("method", "parameters", "source", "crops", "augment", "precision", "epochs")}
     optimiser = {k: v for k, v in (recipe.get("optimiser") or {}).items() if k != "batch"}
     shots = f"K={recipe['id'].get('shots')}]"
@@ -164,10 +164,10 @@ def without_shots(row: Result) -> Result:
 
 
 def line_names(lines: Sequence[Sequence[Result]], omitted: str = "") -> list[str]:
-    """Return `Energy (scale=1)` from title and label, or `Energy (seed 2)` where equal names differ in the seed.
+    """Return `Energy (scale=1)` from title and label, or `Energy (seed 2)` if equal names differ in the seed.
 
-    Names of streams are `OODD, base MCM; shuffled`, with what else the protocols of the lines differ in. `omitted` is a
-    hyper-parameter that the table's title states.
+    Names of streams are `OODD, base MCM; shuffled`, followed by other differences between the protocols of the lines.
+    `omitted` is a hyper-parameter that the table's title states.
     """
     first = [replace(rows[0], label=seedless_label(rows[0])) if len(rows) > 1 else rows[0] for rows in lines]
     if not first or not first[0].stream:
@@ -181,7 +181,7 @@ def line_names(lines: Sequence[Sequence[Result]], omitted: str = "") -> list[str
 
 
 def _distinguished(names: Sequence[str], results: Sequence[Result]) -> list[str]:
-    """Return the names; equal ones get a remark on what differs between their results."""
+    """Return the names; equal names get a remark on the differences between their results."""
     out = list(names)
     positions: dict[str, list[int]] = {}
     for i, name in enumerate(names):
@@ -205,12 +205,12 @@ def _name(row: Result, omitted: Collection[str]) -> str:
 
 def _titled(title: str, bracket: str, omitted: Collection[str] = ()) -> str:
     settings = split(bracket.removeprefix("[").removesuffix("]"), ",")
-    said = ", ".join(s for s in settings if s.partition("=")[0] not in omitted)
-    return f"{title} ({said})" if said else title
+    shown = ", ".join(s for s in settings if s.partition("=")[0] not in omitted)
+    return f"{title} ({shown})" if shown else title
 
 
 def _remarks(rows: Sequence[Result]) -> list[str]:
-    """Return what differs between results of one name, and their digests where nothing else distinguishes them."""
+    """Return the differences between results of one name, with digests if nothing else distinguishes them."""
     known = [
         {"scores": "imported" if row.imported else "measured"}
         | {k: str(row.run.get(k)) for k in _VARIATIONS}

@@ -16,14 +16,14 @@ PARTS = {"first": "first 1,000 images of each stream", "rest": "images after the
 MEASURED = ("auroc", "fpr95", "fpr95_ood")  # metrics of parts
 _ORDERS = ("shuffled", "id-first", "ood-first")
 _ALL = "ID:OOD all"
-_TOLD = ("batch", "ratio", "reset", "seeds")  # in names if they differ within a table
+_STATED = ("batch", "ratio", "reset", "seeds")  # in names if they differ within a table
 UNTESTED = (
     "Not tested for significance: numbers are averages over streams, and ID images have other scores with each OOD set."
 )
 
 
 def stream_options(options: TableOptions, part: str = "") -> TableOptions:
-    """Return the options of a table of streams: both FPR95s by default, intervals in brackets beside the deviation."""
+    """Return the options of a table of streams: by default both kinds of FPR95; intervals as ranges, besides ±."""
     metrics = options.metrics
     if options.default_metrics:
         metrics = tuple(m for name in metrics for m in ((name, "fpr95_ood") if name == "fpr95" else (name,)))
@@ -34,7 +34,7 @@ def stream_options(options: TableOptions, part: str = "") -> TableOptions:
 
 
 def part_of(row: Result, part: str) -> Result:
-    """Return a result with the metrics of a part of each stream, NaN where the part has images of one kind only."""
+    """Return a result with the metrics of a part of each stream, NaN if the part has only ID or only OOD images."""
     sets = []
     for one in row.ood:
         known = one.stream.get(part) or {}
@@ -44,14 +44,14 @@ def part_of(row: Result, part: str) -> Result:
 
 
 def order_key(row: Result) -> tuple[int, str, str, str, str]:
-    """Return the place of a stream among those of one method: shuffled first, blocks last; seeds ascend."""
+    """Return the sort key of a stream within a method: shuffled first, blocks last, seeds ascending."""
     order, batch, ratio, seed = (str(row.stream.get(name, "")) for name in ("order", "batch", "ratio", "seed"))
     rank = _ORDERS.index(order) if order in _ORDERS else len(_ORDERS)
     return rank, f"{order:>20}", f"{batch:>12}", ratio, f"{seed:>12}"
 
 
 def protocol(rows: Sequence[Result]) -> dict[str, str]:
-    """Return the protocol of the streams of one line, by name, as it is printed."""
+    """Return the printed protocol of the streams of one line, by name."""
     stream = rows[0].stream
     seeds = list(dict.fromkeys(str(row.stream.get("seed")) for row in rows))
     return {
@@ -66,19 +66,20 @@ def protocol(rows: Sequence[Result]) -> dict[str, str]:
 
 
 def differing(lines: Sequence[Sequence[Result]]) -> list[str]:
-    """Return what the protocols of a table's lines differ in, apart from the order, for each line: `, batch 64`."""
-    told = [protocol(rows) for rows in lines]
-    names = [name for name in _TOLD if len({one[name] for one in told}) > 1]
-    return ["".join(f", {one[name]}" for name in names) for one in told]
+    """Return, for each line, the parts of its protocol that differ within the table, except the order: `, batch 64`."""
+    protocols = [protocol(rows) for rows in lines]
+    names = [name for name in _STATED if len({one[name] for one in protocols}) > 1]
+    return ["".join(f", {one[name]}" for name in names) for one in protocols]
 
 
 def protocol_caption(lines: Sequence[Sequence[Result]]) -> list[str]:
-    """Return sentences on the protocol of a table's streams, and on what ± is, if a line has several seeds."""
-    told = [protocol(rows) for rows in lines]
-    values = {name: {one[name] for one in told} for name in told[0]}
+    """Return sentences on the protocol of a table's streams, and on ± if a line has several seeds."""
+    protocols = [protocol(rows) for rows in lines]
+    first = protocols[0]
+    values = {name: {one[name] for one in protocols} for name in first}
     varying = [name for name, found in values.items() if len(found) > 1]
-    parts = [f"order {told[0]['order']}"] if "order" not in varying else []
-    parts += [told[0][name] for name in _TOLD if name not in varying and told[0][name] != _ALL]
+    parts = [f"order {first['order']}"] if "order" not in varying else []
+    parts += [first[name] for name in _STATED if name not in varying and first[name] != _ALL]
     *most, last = varying or [""]
     named = f"; {', '.join(most)}{' and ' if most else ''}{last} as in the names" if varying else ""
     images = f"{'all ' if values['ratio'] == {_ALL} else ''}images of the ID set and of one OOD set"
@@ -89,7 +90,7 @@ def protocol_caption(lines: Sequence[Sequence[Result]]) -> list[str]:
 
 
 def sizes_note(rows: Iterable[Result]) -> list[str]:
-    """Return a note on the numbers of images of streams whose ID:OOD ratio is not that of the sets."""
+    """Return notes on the numbers of images in streams with a given ID:OOD ratio."""
     found: dict[str, dict[str, str]] = {}
     for row in rows:
         ratio = str(row.stream.get("ratio", "all"))

@@ -1,4 +1,4 @@
-"""Table: column headings, lines and cells, ready for any format; names in them are made printable."""
+"""Table: column headings, lines and cells for all formats, with printable names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXCEEDS = "difference exceeds the tolerance."
 
 @dataclass(frozen=True)
 class Number:
-    """A value of a result, None if it has none, and its confidence interval."""
+    """A value of a result, None if missing, and its confidence interval."""
 
     value: float | None
     interval: Interval | None = None
@@ -39,11 +39,11 @@ class ColumnGroup:
     """Columns under one heading: an OOD set, an average over sets, or the ID set.
 
     group     "near" or "far", "" for neither
-    partial   `partial n/N` for a set of which images are missing, or ""
+    partial   `partial n/N` for a set with missing images, or ""
     name      the OOD set, `mean` or `near mean`; "" for other columns
     values    returns the numbers of a finished result, one for each column
     fraction  whether these are fractions (seconds are not)
-    mean      the group of sets that the numbers are averages over, "" for all sets; None: they are no averages
+    mean      the group of sets that the numbers are averages over, "" for all sets; None: they are not averages
     """
 
     title: str
@@ -61,13 +61,13 @@ class ColumnGroup:
 
 @dataclass(frozen=True)
 class Cell:
-    """A fraction or a number of seconds, and how it is printed.
+    """A fraction or a number of seconds, with its printed form.
 
     text   the number as printed
     mark   "best", "second", "exceeds" (a tolerance) or ""
-    extra  its interval or standard deviation as printed, "i" or "o" for a number of another kind than its column, or ""
-    other  whether the number is of another kind than its column: a published FPR95 with OOD positive among FPR95s with
-           ID positive; it is not compared
+    extra  its interval or standard deviation as printed, "i" or "o" for the other kind of FPR95, or ""
+    other  whether the number is the other kind of FPR95: a published one with OOD positive in a column with ID
+           positive, or vice versa; it is not compared
     """
 
     value: float | None
@@ -88,15 +88,15 @@ class Cell:
 class TableLine:
     """One line: its name and a tuple of cells for each column group.
 
-    result   the result shown (of several seeds the first); None for a published number
+    result   the result shown (the first of several seeds); None for a published number
     section  the heading above the line, or ""
-    access   what the method sees, None if that is not known
+    access   data that the method sees, None if unknown
     cites    BibTeX keys
-    facts    what CSV has of a published number
+    facts    the CSV fields of a published number
     others   the results of the other seeds
-    ours     whether it comes last and is shaded
+    ours     whether the line comes last and is shaded
     encoder  the heading above its section, in a table of several encoders
-    rank     the number by which lines are sorted, the highest first; None: after the others
+    rank     the number by which lines are sorted, the highest first; None comes last
     """
 
     name: str
@@ -128,15 +128,15 @@ class Table:
     caption: tuple[str, ...]  # sentences
     column_groups: tuple[ColumnGroup, ...]
     lines: tuple[TableLine, ...]
-    notes: tuple[str, ...]  # below the table: errors of failed results, sources of published ones, differences
+    notes: tuple[str, ...]  # below the table: errors of failed results, sources of published results, differences
     cites: tuple[tuple[str, tuple[str, ...]], ...] = ()  # title of the benchmark or a dataset, its BibTeX keys
     first: str = "Method"  # heading of the first column
-    footnotes: tuple[str, ...] = ()  # below the notes: what the methods see
-    within: str = ""  # where best and second are chosen: " within each group", or "" in a table of one block
+    footnotes: tuple[str, ...] = ()  # below the notes: access of the methods
+    within: str = ""  # scope of best and second: " within each group", or "" in a table of one block
     part: str = ""  # of the streams, by position: "first" or "rest"; "" for all images
     encoder: str = ""  # its name in the title
     compared: str = ""  # the line that is compared with published numbers
-    brief: tuple[str, ...] = ()  # what of caption and notes is said in a few words below a table with a short caption
+    brief: tuple[str, ...] = ()  # short notes below a table with a short caption
 
     def __post_init__(self) -> None:
         _make_printable(self, "title", "first", "encoder", "compared")
@@ -153,7 +153,7 @@ class Table:
 
     @property
     def not_significant(self) -> str:
-        """What a dagger means."""
+        """The meaning of a dagger."""
         where = "group and column" if self.within else "column"
         return (
             f"not significantly different from the best of its {where} (paired tests on the same images: DeLong for "
@@ -195,9 +195,9 @@ def _make_printable(instance: object, *names: str) -> None:
 def panels(
     column_groups: Sequence[ColumnGroup], widths: Sequence[float], limit: float, *, even: bool = False
 ) -> list[list[int]]:
-    """Divide column groups (by position) into panels that are no wider than the limit, unless a single group is.
+    """Divide column groups (by position) into panels no wider than the limit, except for groups that exceed it alone.
 
-    The cuts are between near and far where that fits, or where they make `even` panels.
+    The cuts are between near and far if possible; with `even`, panels are as equal as possible.
     """
     if even:
         return _cut(range(len(column_groups)), widths, limit)
@@ -217,7 +217,7 @@ def panels(
 
 
 def _cut(segment: Sequence[int], widths: Sequence[float], limit: float) -> list[list[int]]:
-    """Cut into as few parts as the limit allows, and of these choose the most even ones."""
+    """Cut into as few parts as the limit allows, as evenly as possible."""
     fewest = len(_fill(segment, widths, limit))
     candidates = {sum(widths[i] for i in segment[a:b]) for b in range(1, len(segment) + 1) for a in range(b)}
     trials = (_fill(segment, widths, width) for width in sorted(candidates))
