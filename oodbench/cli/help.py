@@ -19,9 +19,10 @@ OPTION_GROUPS: Mapping[str, str] = {
     "Training": "epochs steps lr betas eps weight_decay warmup chunk checkpoint_every max_steps restart",
     "Metrics": "at95 aupr bootstrap",
     "What is shown": "sets encoders ids metrics sort top quotes compare explain check uri experiment",
-    "How it is shown": "form style decimals percent transpose group intervals seeds stream_parts tests ours rename",
+    "How it is shown": "form style decimals percent transpose group intervals seeds stream_parts tests ours rename "
+    "long",
     "LaTeX": "standalone caption label cite bib",
-    "Figures": "width with_figures",
+    "Figures": "kinds width with_figures",
     "Submission": "handle who paper code licence hardware not_tuned_on_test_data replace checked workflow",
     "Results": "results output store shared strict tracking_uri events",
     "Several GPUs or machines": "ray actors gpus_per_actor num_workers",
