@@ -13,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from sklearn.metrics import roc_curve
 
-import oodbench.report as report
+import oodbench.report as tables
 from oodbench.report.figures import FigureOptions, Plot, encoder_plots, plots
 from oodbench.report.figures.densities import scaled
 from oodbench.report.figures.encoders import encoder_names, operations
@@ -198,7 +198,7 @@ def test_the_page_has_the_figure_by_encoder_below_the_first_table(
         lay(tmp_path, "m", scores_of(i, 30, ("sun",)), encoder=card(name))
     found = from_folder(tmp_path)
     monkeypatch.setattr("oodbench.report.figures.table_plots", lambda *_: iter(()))  # the others take seconds
-    page = gallery(report.tables(found.results), FigureSource(found.paths), (), None)
+    page = gallery(tables(found.results), FigureSource(found.paths), (), None)
     ((number, (section,)),) = page.sections.items()
     assert (number, section.title, page.count) == (1, "Encoders", 1)
     assert "by encoder" in section.figures[0].caption
