@@ -228,7 +228,8 @@ def test_bad_input_is_one_line_before_anything_is_loaded(case: str, call: Cli, p
 def test_all_problems_are_reported_at_once(call: Cli, place: Path) -> None:
     arguments = ["run", "--methods", "mcmm,energy[scale=x]", "--id", "folder:gone", "--ood", "sunn,folder:empty"]
     arguments += ["--precision", "fp8", "--results", "file/x", "--encoder", "ViT@gone.pt", "--set", "mcm.temperature"]
-    said = ["--precision fp8", "results folder", "'mcmm'", "energy.scale", "--set mcm.temperature", "'sunn'", "gone.pt"]
+    said = ["'folder:gone'", "--precision fp8", "results folder", "'mcmm'", "energy.scale", "--set mcm.temperature"]
+    said += ["'sunn'", "gone.pt"]
     said += ["'folder:gone' was not found"]
     refuse(call, place, arguments, said)
     arguments[arguments.index("sunn,folder:empty")] = "folder:empty"
