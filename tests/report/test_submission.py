@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -178,7 +180,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "glyphs: the result lacks glyphs-near",
     ),
     "another group": (of_sets(group="far"), "glyphs-near: it is in the group 'far', in the catalogue in 'near'"),
-    "other images": (of_sets(list_digest="f" * 64), "glyphs-near: its images are not those that oodbench draws"),
+    "images that are not named": (
+        of_sets(list_digest=""),
+        "glyphs-near: its images are not those that oodbench draws (list not named)",
+    ),
+    "other images": (
+        of_sets(list_digest="f" * 64),
+        "glyphs-near: its images are not those that oodbench draws (list ffffffffffff)",
+    ),
     "an unknown source": (
         lambda row: dataclasses.replace(row, run={**row.run, "imported": {"by": "unknown"}}),
         "it is not stated who computed them: import them again with --by",
@@ -210,9 +219,13 @@ def test_a_failed_result_and_scores_that_do_not_give_its_numbers(tmp_path: Path,
     path.write_text(dataclasses.replace(row, ood=(better, *row.ood[1:])).to_json())
     (tmp_path / "results" / "failed.json").write_text(measured(status="failed", error="no weights", ood=()).to_json())
     lay(tmp_path / "results", measured("energy")).with_suffix(".parquet").unlink()
-    lay(tmp_path / "results", measured("msp")).with_suffix(".json").write_text("{}")
+    lay(tmp_path / "results", measured("msp")).with_suffix(".json").write_text('{"digest": 1}')
+    (tmp_path / "results" / "speed.json").write_text('{"seconds": 1}')
     done = cli("submit", "results", *FORM, cwd=tmp_path)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "msp.json has schema" in done.stderr
+    skipped, problem = done.stderr.splitlines()
+    assert done.returncode == 2 and "msp.json has schema" in problem
+    assert skipped.endswith("speed.json is JSON, but no result: skipped")
+    (tmp_path / "results" / "speed.json").unlink()
     (tmp_path / "results" / "msp.json").unlink()
     done = cli("submit", "results", *FORM, cwd=tmp_path)
     damaged, failed, differs = sorted(done.stderr.splitlines())
@@ -272,7 +285,12 @@ def test_the_names_of_images_are_those_of_the_declared_list(tmp_path: Path, monk
         ("--handle", "j" * 40, "1 to 39 letters, digits, - and _"),
         ("--who", "Jane\nDoe", "'who' is 'Jane\\nDoe': one line"),
         ("--paper", "in preparation", "the paper 'in preparation' is no URL, DOI"),
-        ("--paper", "https://me:secret@example.org/x", "is no URL, DOI"),
+        ("--paper", "https://me:secret@example.org/x", "the paper 'https://example.org/x' has a user or password"),
+        (
+            "--code",
+            "https://example.org/x?token=1",
+            "the code 'https://example.org/x' has a user or password, or a token",
+        ),
         ("--code", "github.com/jane/mine", "the code 'github.com/jane/mine' is no URL"),
         ("--code", "file:///etc/passwd", "is no URL, such as"),
         ("--licence", " ", "'licence' is ' '"),
@@ -361,6 +379,24 @@ def test_two_results_of_one_folder(tmp_path: Path, cli: Cli) -> None:
     assert "a/mcm.json and b/mcm.json are both submissions/jane/glyphs/glyphs/mcm: submit one" in done.stderr
 
 
+def test_a_result_has_one_submitter(submitted: Path, cli: Cli) -> None:
+    """That of the first one stands, although the copy is earlier in the alphabet."""
+    first = submitted / "jane/glyphs/glyphs/mcm"
+    for handle in ("aaron", "Jane"):
+        folder = submitted / handle / "glyphs/glyphs/mcm"
+        shutil.copytree(first, folder)
+        change_toml('handle = "jane"', f'handle = "{handle}"')(folder)
+        text = (folder / "submission.toml").read_text()
+        (folder / "submission.toml").write_text(re.sub('created = ".*"', 'created = "2999-01-01"', text))
+    found = {one.folder.parts[-4]: one.problems for one in submission.check(submitted)}
+    assert found["jane"] == ()
+    assert found["aaron"] == (f"aaron submits the result of jane in {first}: keep one of them",)
+    assert found["Jane"] == ("the handle Jane differs from jane in case only",)
+    shutil.rmtree(submitted / "Jane")
+    done = cli("submit", "results", *FORM, "--handle", "JANE", cwd=submitted.parent)
+    assert done.returncode == 2 and "the handle JANE differs from jane in submissions in case only" in done.stderr
+
+
 def test_choices_and_arguments(tmp_path: Path, cli: Cli) -> None:
     lay(tmp_path / "results", measured())
     for arguments, message in {
@@ -409,7 +445,7 @@ def in_run(**values: Any) -> Change:
 TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "numbers": (forge(of_sets(fpr95=0.001)), "glyphs-near: fpr95 is 0.001 in the result"),
     "stamps of another kind": (forge(in_run(extracted=[1])), "its content is not such as oodbench writes it"),
-    "calibration of another kind": (forge(in_run(calibration=1)), "its content is not such as oodbench writes it"),
+    "calibration of another kind": (forge(in_run(calibration=1)), "run.calibration is of another type than dict"),
     "scores": (
         lambda folder: (folder / "result.parquet").write_bytes(b"PAR1"),
         "result.parquet was changed: its sha256 is not that in submission.toml",
@@ -437,6 +473,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no code": (change_toml('code = "https://github.com/jane/mine"\n', ""), "submission.toml: 'code' is missing"),
     "a number": (change_toml('paper = "arXiv:2401.00001"', "paper = 2401.00001"), "'paper' is 2401.00001, not a str"),
     "no TOML": (change_toml("[files]", "[files"), "submission.toml: Expected"),
+    "no date": (change_toml('created = "', 'created = "on '), "'created' is 'on 2"),
     "no digest": (change_toml('"result.json" = "', '"result.json" = "x'), "digest of 'result.json' is no sha256"),
 }
 

@@ -10,7 +10,8 @@ SEVERAL, ONE, FAILED = "quoted: several sources", "quoted: one source", "failed 
 MEANING = {  # the strongest evidence first
     VERIFIED: "A run of oodbench. Every number was computed again from its scores per image when this page was built.",
     MEASURED: "A run of oodbench. Its scores per image are not here, so that its numbers could not be computed again.",
-    IMPORTED: "Scores of another program, read by oodbench import, which computed the metrics.",
+    IMPORTED: "Scores of another program, read by oodbench import, which computed the metrics. A click on a number "
+    "shows whether its scores per image are here, so that it was computed again.",
     SEVERAL: "Read in publications; two or more agree.",
     ONE: "Read in one publication. Nobody repeated it here.",
     FAILED: "The stored numbers are not those of the scores per image, or the result is damaged. No number is shown.",
