@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -9,6 +10,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import subprocess
 import tomllib
 from collections import Counter
@@ -26,7 +28,9 @@ from oodbench.data import catalog
 from oodbench.errors import UserError
 from oodbench.method import Access, registry
 from oodbench.metrics.detection import evaluate, score_set
+from oodbench.report.formats.latex_text import escape
 from oodbench.report.leaderboard import CollectedResults, collect, sources, write
+from oodbench.report.leaderboard import page as page_of_board
 from oodbench.report.leaderboard.evidence import MEASURED
 from oodbench.report.leaderboard.rows import agreeing, several
 from oodbench.report.leaderboard.sources import CollectedResult
@@ -499,6 +503,45 @@ def test_every_published_number_is_there_once(site: Path) -> None:
     assert {"ViT-B-16/openai", "ViT-B-16/laion2b_s34b_b88k", "ViT-B-16 (weights not stated)"} <= encoders
 
 
+def copied(form: str, **changes: Any) -> str:
+    """A table with one row as copied from the page, by Node."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    cells = [{"text": "90.50", "mark": "best", "extra": "± 0.71"}, {"text": "-", "mark": "", "extra": ""}]
+    line = {"rank": 1, "name": "M", "by": "", "why": "", "evidence": "measured", "cells": cells, **changes}
+    heads = [{"title": "SUN", "metrics": ["AUROC ↑", "FPR95 (i) ↓"]}]
+    table = {"title": "T", "caption": "C", "heads": heads, "sections": [{"title": "Zero-shot", "lines": [line]}]}
+    signs = page_of_board._signs(json.dumps(table, ensure_ascii=False))
+    code = (ROOT / "oodbench/report/leaderboard/copy.js").read_text()
+    code += f"process.stdout.write(copies({json.dumps(signs)}).{form}({json.dumps(table)}));"
+    return subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True, encoding="utf-8").stdout
+
+
+@pytest.mark.parametrize("name", [HOSTILE, r"[x] α‑Method* ≥ 1 ~^\{}", "e\u0301 --a", "中文"])
+def test_copied_latex_has_the_text_that_python_escapes(name: str) -> None:
+    text = copied("latex", name=name, why="--limit 20")
+    assert f"\n1 & {escape(name)}; not ranked: -{{}}-limit 20 & measured &" in text
+    assert "\\textbf{90.50} {\\scriptsize $\\pm$ 0.71} & - \\\\" in text and "\\resizebox" in text
+    assert ("% pdflatex lacks 中 文: use LuaLaTeX" in text) == (name == "中文")
+
+
+def test_copied_csv_and_markdown() -> None:
+    head, line = csv.reader(copied("csv", name="=1", why="--limit 20", by="@jane").splitlines())
+    assert dict(zip(head, line, strict=True)) == {
+        "section": "Zero-shot",
+        "rank": "1",
+        "method": "'=1",  # a spreadsheet would compute it
+        "by": "'@jane",
+        "evidence": "measured",
+        "not ranked": "'--limit 20",
+        "SUN AUROC": "90.50",
+        "SUN AUROC note": "± 0.71",
+        "SUN FPR95 (i)": "",
+    }
+    text = copied("markdown", name="M", why="x" * 200)
+    assert f"| 1 | M; not ranked: {'x' * 97}... | measured | **90.50** ± 0.71 | - |" in text
+
+
 def line_names(page: Page) -> list[str]:
     found: list[str] = page.locator("#table tbody th[scope=row] > a").all_inner_texts()
     return found
@@ -530,6 +573,8 @@ def test_the_page_ranks_like_with_like(site: Path, visit: Open) -> None:
     streams = page.locator("#table tbody", has=page.locator("tr.section", has_text="Test-time adaptation"))
     adapting = [one["title"] for one in on_mos if one["access"].get("stream")]
     assert sorted(streams.locator("th[scope=row] > a").all_inner_texts()) == sorted(adapting) and len(adapting) > 5
+    per_source = [one for one in sections(page) if one.startswith("Test-time adaptation")]
+    assert len(per_source) == len(adapting) and all("order not stated" in one for one in per_source)
     title = page.get_by_text("Zero-shot · ViT-B-16/openai", exact=True)
     first = page.locator("#table tbody", has=title)
     more = {"stream", "id_images", "id_labels", "other_data", "generated"}  # than names, words and the image
@@ -549,6 +594,10 @@ def test_the_page_ranks_like_with_like(site: Path, visit: Open) -> None:
     assert not [s for s in sections(page) if "not ranked with FPR95 (i)" in s]
     assert [s for s in sections(page) if "not ranked with FPR95 (o)" in s]
     page.locator("#kind").select_option("fpr95")
+    page.locator('label.chip input[value="quoted: several sources"]').press(" ")
+    places = [int(rank) for rank in first.locator("td.number").all_inner_texts() if rank]
+    assert places and places != list(range(1, len(places) + 1)), "rows of hidden evidence keep their ranks"
+    page.locator('label.chip input[value="quoted: several sources"]').press(" ")
     page.locator("#view").select_option("encoders")
     page.get_by_role("button", name="all", exact=True).click()
     mcm = page.locator("#table tbody tr", has=page.get_by_role("link", name="MCM", exact=True))
@@ -603,8 +652,22 @@ def test_state_is_in_the_address_and_keys_are_enough(site: Path, visit: Open) ->
         assert text.startswith(start) and "NegLabel" in text
         assert ("GL-MCM" in text) == ("GL-MCM" in line_names(page)), "what is shown"
         page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    openood = visit(site / "index.html", "#benchmark=openood")
+    assert openood.locator("#kind").input_value() == "fpr95_ood", "the kind that its rows have"
+    assert visit(site / "index.html", "#cell=constructor").locator("#table thead").is_visible()
     for bad in ("#%E0%A4%A", "#benchmark=no&encoder=no&cell=no/no/no&sort=no", "#cell=row-no", "#encoder=-&access=-"):
         assert visit(site / "index.html", bad).locator("#table thead").is_visible(), bad
+
+
+def compiles(latex: str, folder: Path) -> None:
+    """Compile a copied table with the packages that it names, if LaTeX is installed."""
+    packages = "\n".join(line[2:] for line in latex.splitlines() if line.startswith("% \\usepackage"))
+    text = f"\\documentclass{{article}}\n{packages}\n\\begin{{document}}\n{latex}\\end{{document}}\n"
+    (folder / "t.tex").write_text(text)
+    if shutil.which("pdflatex"):
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+        assert done.returncode == 0 and "Overfull \\hbox" not in done.stdout, done.stdout[-3000:]
 
 
 @pytest.mark.slow
@@ -641,6 +704,7 @@ def test_two_thousand_rows_and_hostile_names(tmp_path: Path, visit: Open) -> Non
         text = page.locator("#text").input_value()
         if form == "LaTeX":
             assert not re.search(r"(?<!\\)[&%$#_](?![^\n]*\\usepackage)", text.partition("M499")[2].partition(" & ")[0])
+            compiles(text, tmp_path)
         page.get_by_role("dialog").get_by_role("button", name="Close").click()
     policy = page.locator("meta[http-equiv]").get_attribute("content") or ""
     assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy

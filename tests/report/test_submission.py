@@ -551,6 +551,14 @@ def test_the_workflow_runs_commands_that_exist(cli: Cli) -> None:
     ours = [shlex.split(line)[1:] for line in commands if line.startswith("oodbench ")]
     assert ours == [["submit", "--check", "submissions"], ["leaderboard", "submissions", "--output", "site"]]
     assert json.dumps(workflow).count("pip install") == 2
+    guard = commands[commands.index('pip install "$OODBENCH"') - 1]
+    for value, code in (
+        (workflow["env"]["OODBENCH"], 1),
+        ("", 1),
+        ("oodbench @ git+https://example.org/oodbench@1f2e", 0),
+    ):
+        done = subprocess.run(["sh", "-c", guard], env={"OODBENCH": value}, capture_output=True, text=True, check=False)
+        assert done.returncode == code and ("set OODBENCH at the top" in done.stdout) == bool(code)
     for name, *arguments in ours:
         assert name in SECTIONS["Compare methods"].split()
         if name in main.commands:  # `leaderboard` is built elsewhere

@@ -13,7 +13,8 @@ function copies(signs) {
     const safe = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
     return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   };
-  const named = (line) => [line.name, line.by && ` (${line.by})`, line.why && `; not ranked: ${line.why}`].filter(Boolean).join("");
+  const short = (text) => (text.length > 100 ? `${text.slice(0, 97)}...` : text);
+  const named = (line) => [line.name, line.by && ` (${line.by})`, line.why && `; not ranked: ${short(line.why)}`].filter(Boolean).join("");
 
   function latex(table) {
     const count = table.heads.reduce((sum, head) => sum + head.metrics.length, 0);

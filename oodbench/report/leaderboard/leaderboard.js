@@ -31,7 +31,7 @@
     const used = counted(own, (row) => row.encoder);
     const encoders = board.encoders.filter((one) => used.has(one.name)).map((one) => [one.name, used.get(one.name)]);
     const groups = counted(own, (row) => row.group), evidence = counted(own, (row) => row.evidence);
-    const kept = ([name]) => architecture.get(name) === most(counted(own, (row) => row.architecture));
+    const kept = ([name]) => architecture.get(name) === most(counted(own, (row) => architecture.get(row.encoder)));
     return {
       encoders, groups: board.groups.filter((g) => groups.has(g)).map((g) => [g, groups.get(g)]),
       evidence: evidences.filter((e) => evidence.has(e)).map((e) => [e, evidence.get(e)]),
