@@ -39,6 +39,8 @@ _STREAM = ("order", "seed", "batch", "ratio", "base")  # of a stream's protocol,
 # method, and older results lack it.
 _VOLATILE = ("created", "seconds", "digest", "access")
 _LARGEST = 2.0**1000  # of an integer in a result, so that it can be converted to a float
+# Of values inside mappings that every report reads; they may also be missing.
+_NESTED = {"run.calibration": dict, "run.imported": dict, "run.seed": int, "stream.seed": int, "weights.recipe": dict}
 # Missing in older results, and not part of the digest if empty.
 _LATER = ("weights", "mean_intervals", "uncertainty", "warnings", "stream")
 
@@ -183,6 +185,10 @@ def from_json(text: str, where: str = "row") -> Result:
         raw["mean_intervals"] = {group: _intervals(found) for group, found in means.items()}
         raw["warnings"] = tuple(raw.get("warnings", ()))
         result = Result(**_typed(Result, raw))
+        for name, kind in _NESTED.items():
+            part, _, key = name.partition(".")
+            if not isinstance(getattr(result, part).get(key), kind | None):
+                raise TypeError(f"{name} is of another type than {kind.__name__}")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{where} is not a complete row: {error}") from error
     if digest != stated:
@@ -258,6 +264,20 @@ def row_files(results: Path) -> list[Path]:
     """Return the sorted JSON files below a results folder, or below its `runs/` if it has one."""
     root = results / "runs" if (results / "runs").is_dir() else results
     return sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
+
+
+def may_be_result(path: Path) -> bool:
+    """Return whether a file is a result, perhaps a damaged one; JSON of another kind is logged, to be left out."""
+    if not path.is_file():  # reading a pipe would never end
+        return True
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return True
+    known = isinstance(found, dict) and "digest" in found
+    if not known:
+        log.warning("%s is JSON, but no result: skipped", printable(str(path)))
+    return known
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from oodbench.cli import options as shared
 from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import configure_logging, note, print_errors
-from oodbench.errors import UserError, has_credentials
+from oodbench.errors import UserError, has_credentials, redact_url
 from oodbench.storage.files import expand, real_path
 
 
@@ -59,9 +59,12 @@ def leaderboard(
     from oodbench.cli.progress import spinner
     from oodbench.data.paths import reference as own
     from oodbench.report import leaderboard as board
+    from oodbench.report.submission import web_host
     from oodbench.report.tables.published import quotes
 
-    if repository and (not repository.startswith(("https://", "http://")) or has_credentials(repository)):
+    if has_credentials(repository):
+        raise UserError(f"--repository {redact_url(repository)} has a user or password, or a token: leave it out")
+    if repository and not web_host(repository):
         raise UserError(f"--repository {repository} is not an address such as https://github.com/me/board/tree/main")
     folder = real_path(output)
     if folder.exists() and not folder.is_dir():

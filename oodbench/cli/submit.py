@@ -144,11 +144,11 @@ def _other_options() -> Iterator[str]:
 def _chosen(results: Sequence[Path], options: dict[str, Any]) -> list[tuple[Path, Result]]:
     """Return the selected results. Raise UserError for damaged files, and for selections without results."""
     from oodbench.method.parameters import parse_names, split
-    from oodbench.results import read, row_files
+    from oodbench.results import may_be_result, read, row_files
 
     problems, found = ProblemList(), list[tuple[Path, "Result"]]()
     for place in map(expand, results):
-        files = row_files(place) if place.is_dir() else [place] if place.exists() else []
+        files = [*filter(may_be_result, row_files(place))] if place.is_dir() else [place] if place.exists() else []
         if not files:
             problems.problems.append(f"no results in {place}; make some with: oodbench run --results {place}")
         found += [(path, row) for path in files if (row := problems.attempt(read, path))]

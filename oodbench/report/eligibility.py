@@ -97,10 +97,12 @@ def _other_lists(row: Result, scores: Path) -> Iterator[str]:
     The catalogue has the lists of sets that are read by a list; this project's own results have those of glyphs.
     """
     drawn = _drawn()
-    for one in _sets(row):
-        if one.dataset in drawn and one.list_digest not in ("", drawn[one.dataset]):
-            yield f"{one.dataset}: its images are not those that oodbench renders (list {one.list_digest[:12]})"
-    listed = [one.dataset for one in _sets(row) if one.list_digest and catalog.is_reference(one.dataset)]
+    known = [one for one in _sets(row) if one.list_digest or not row.imported]  # imported scores may lack a list
+    for one in known:
+        if one.dataset in drawn and one.list_digest != drawn[one.dataset]:
+            found = one.list_digest[:12] or "not named"
+            yield f"{one.dataset}: its images are not those that oodbench renders (list {found})"
+    listed = [one.dataset for one in known if catalog.is_reference(one.dataset)]
     sets = {name: catalog.dataset(name) for name in listed}
     digests = {name: d.digest for name, d in sets.items() if d.loader == "list" and d.digest != catalog.UNKNOWN}
     if not digests or row.stream.get("ratio", "all") != "all":

@@ -8,19 +8,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import secrets
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, printable, raise_all
+from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, printable, raise_all, redact_url
 from oodbench.report import eligibility
-from oodbench.results import Result, read, slug, versions
+from oodbench.results import Result, may_be_result, read, slug, versions
 from oodbench.storage.files import read_text
 from oodbench.storage.store import file_digest
 
@@ -77,9 +78,11 @@ def problem(name: str, text: str) -> str:
         return f"the handle {text!r} is not valid: 1 to 39 letters, digits, - and _, such as the name of an account"
     if not text.strip() or text != printable(text) or len(text) > _LONGEST:
         return f"'{name}' is {text[:40]!r}, but must be one line of at most {_LONGEST} characters"
-    if name == "paper" and not (text == NONE or _is_web_address(paper_url(text))):
+    if name in ("paper", "code") and has_credentials(text):
+        return f"the {name} {redact_url(text)!r} has a user or password, or a token, which everybody could read"
+    if name == "paper" and not (text == NONE or "." in web_host(paper_url(text))):
         return f"the paper {text!r} is not a URL, DOI (10.1000/182), arXiv number (2401.00001) or none"
-    if name == "code" and not _is_web_address(text):
+    if name == "code" and "." not in web_host(text):
         return f"the code {text!r} is not a URL such as https://github.com/OWNER/NAME"
     return ""
 
@@ -158,7 +161,10 @@ def write(statement: Statement, found: Sequence[tuple[Path, Result]], output: Pa
     Raises UserError for a wrong statement, two results that belong in one folder, and folders that exist (unless
     `replace`). Whether the results may be submitted is checked by `eligibility.problems`.
     """
-    problems = statement.problems()
+    problems, handle = statement.problems(), statement.handle
+    there = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if handle not in there and (other_case := [name for name in there if name.casefold() == handle.casefold()]):
+        problems.append(f"the handle {handle} differs from {other_case[0]} in {output} in case only")
     folders: dict[Path, Path] = {}
     for path, row in found:
         folder = output / place(statement.handle, row)
@@ -223,8 +229,35 @@ def read_submission(folder: Path) -> Submission:
     ]
     raise_all(problems)
     found = Submission(**about, files=files, folder=folder)
-    raise_all([f"{path}: {wrong}" for wrong in found.problems()])
+    problems = found.problems()
+    if not iso_day(found.created):
+        problems.append(f"'created' is {found.created[:40]!r}, no date such as 2026-11-28T12:00:00+00:00")
+    raise_all([f"{path}: {wrong}" for wrong in problems])
     return found
+
+
+def iso_day(created: str) -> str:
+    """Return the day of a time in ISO 8601, "" if it is none."""
+    try:
+        return datetime.fromisoformat(created).date().isoformat()
+    except ValueError:
+        return ""
+
+
+class Claims:
+    """Who submits which result: a result has one submitter, and two handles differ in more than case."""
+
+    def __init__(self) -> None:
+        self._results: dict[str, tuple[str, Path]] = {}
+        self._handles: dict[str, str] = {}
+
+    def problem(self, handle: str, digest: str, path: Path) -> str:
+        """Return how a submission contradicts the earlier ones, "" if it does not."""
+        other = self._handles.setdefault(handle.casefold(), handle)
+        owner, first = self._results.setdefault(digest, (handle, path))
+        if other != handle:
+            return f"the handle {handle} differs from {other} in case only"
+        return f"{handle} submits the result of {owner} in {first}: keep one of them" if owner != handle else ""
 
 
 def submissions(root: Path) -> list[Path]:
@@ -240,38 +273,53 @@ def check(root: Path) -> Iterator[CheckedSubmission]:
     Results without a submission.toml are reported as problems.
     """
     folders = submissions(root)
+    copied = _copied(folders)
     for folder in folders:
-        yield _checked(folder)
-    for path in sorted({path.parent for path in root.rglob("*.json")} - set(folders)):
+        yield _checked(folder, copied.get(folder, ""))
+    loose = {path.parent for path in root.rglob("*.json") if path.parent not in folders and may_be_result(path)}
+    for path in sorted(loose):
         yield CheckedSubmission(path, "", (f"it has results but no {FILE}",))
 
 
-def _checked(folder: Path) -> CheckedSubmission:
+def _copied(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return how submissions contradict those that were made before them, by folder."""
+    unread, claims = ProblemList(), Claims()
+    found = [(unread.attempt(read_submission, one), unread.attempt(read, one / RESULT)) for one in folders]
+    known = sorted(((one, row) for one, row in found if one and row), key=lambda pair: pair[0].created)
+    return {one.folder: claims.problem(one.handle, row.digest, one.folder) for one, row in known}
+
+
+def _checked(folder: Path, copied: str) -> CheckedSubmission:
     problems = ProblemList()
     one = problems.attempt(read_submission, folder)
     row = problems.attempt(read, folder / RESULT)
     if one:
-        problems.problems += _wrong_files(one)
+        there = {path.name for path in folder.iterdir()} - {FILE}
+        problems.problems += wrong_files(one, {RESULT, SCORES, *one.files} | there)
     if one and row:
-        expected = place(one.handle, row)
-        if folder.resolve().parts[-len(expected.parts) :] != expected.parts:
-            problems.problems.append(f"it belongs in the folder {expected.as_posix()}")
+        problems.problems += filter(None, [wrong_place(one, row), copied])
     if row and not problems.problems:
         problems.problems += eligibility.problems(folder / RESULT, row)
     return CheckedSubmission(folder, row.label if row else "", tuple(problems.problems))
 
 
-def _wrong_files(one: Submission) -> Iterator[str]:
-    """Yield problems of the files of a submission: missing, changed, or not listed."""
-    there = {path.name for path in one.folder.iterdir()} - {FILE}
+def wrong_place(one: Submission, row: Result) -> str:
+    """Return where a submission belongs, "" if it is there."""
+    expected = place(one.handle, row)
+    inside = one.folder.resolve().parts[-len(expected.parts) :] == expected.parts
+    return "" if inside else f"it belongs in the folder {expected.as_posix()}"
+
+
+def wrong_files(one: Submission, names: Collection[str]) -> Iterator[str]:
+    """Yield which of some files of a submission are missing, changed, or not named by it."""
     known = {RESULT, SCORES, SHOTS}
-    for name in sorted({RESULT, SCORES, *one.files} | there):
+    for name in sorted(names):
         path = one.folder / name
         if name not in known:
             yield f"{name} does not belong to a submission, which has: {', '.join(sorted(known))}"
         elif name not in one.files:
             yield f"{name} is not listed in {FILE}"
-        elif name not in there:
+        elif not os.path.lexists(path):
             yield f"{name} is missing"
         elif path.is_symlink() or not path.is_file():
             yield f"{name} is not a regular file"
@@ -279,11 +327,11 @@ def _wrong_files(one: Submission) -> Iterator[str]:
             yield f"{name} was changed: its sha256 differs from that in {FILE}"
 
 
-def _is_web_address(text: str) -> bool:
-    """Return whether a text is a URL of the web, without user, password or signature."""
+def web_host(text: str) -> str:
+    """Return the host of a URL of the web, "" for other texts."""
     try:
         parts = urlsplit(text)
-        named = parts.scheme in ("http", "https") and bool(parts.hostname) and "." in str(parts.hostname)
+        host = parts.hostname if parts.scheme in ("http", "https") else ""
     except ValueError:
-        return False
-    return named and not re.search(r"\s", text) and not has_credentials(text)
+        return ""
+    return "" if re.search(r"\s", text) else host or ""

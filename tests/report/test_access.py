@@ -134,7 +134,10 @@ def test_an_edited_card_is_detected() -> None:
     changed = row("react", source=react.source, access=Access().plain())
     assert access_problem(changed).startswith("its access is Access(id_images=False")
     assert not access_problem(row("react", source=react.source, access=Access(id_images=True).plain()))
-    assert not access_problem(row("react", source="another version", access=Access().plain()))
+    assert access_problem(row("react", source="another version", access=Access().plain())), "it may not see less"
+    assert not access_problem(
+        row("react", source="another version", access=Access(id_labels="all", id_images=True).plain())
+    )
     assert not access_problem(row("react", source=react.source)) and not access_problem(row("gone"))
 
 

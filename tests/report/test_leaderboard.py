@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import re
 import resource
+import shutil
 import subprocess
 import tomllib
 from collections import Counter
@@ -20,15 +24,19 @@ import pytest
 from pyarrow import parquet
 from sklearn.metrics import roc_auc_score
 
+from oodbench.data import catalog
 from oodbench.errors import UserError
 from oodbench.method import Access, registry
 from oodbench.metrics.detection import evaluate, score_set
-from oodbench.report.leaderboard import CollectedResults, collect, write
+from oodbench.report.formats.latex_text import escape
+from oodbench.report.leaderboard import CollectedResults, collect, sources, write
+from oodbench.report.leaderboard import page as page_of_board
 from oodbench.report.leaderboard.evidence import MEASURED
 from oodbench.report.leaderboard.rows import agreeing, several
 from oodbench.report.leaderboard.sources import CollectedResult
+from oodbench.report.submission import place
 from oodbench.report.tables.published import PublishedValue, Quote, quotes
-from oodbench.results import METRICS, IdRow, Result, SetRow
+from oodbench.results import METRICS, IdRow, Result, SetRow, _digest
 from tests.report.stream_rows import stream
 from tests.report.test_report_shapes import row as plain_row
 
@@ -51,6 +59,9 @@ Scores = dict[str, np.ndarray[Any, Any]]
 
 def row(method: str = "mcm", **changes: Any) -> Result:
     return plain_row(method, **{"access": Access().plain(), **changes})
+
+
+MOS = {"ood": tuple(dataclasses.replace(row().ood[0], dataset=n) for n in ("inaturalist", "sun", "places", "textures"))}
 
 
 def scored(seed: int = 0) -> tuple[Result, Scores]:
@@ -83,10 +94,11 @@ def save(path: Path, result: Result, scores: Scores | None = None) -> Path:
 
 
 def submit(folder: Path, result: Result, handle: str, **stated: object) -> Path:
-    path = save(folder / handle / result.benchmark / result.method / f"{result.method}.json", result)
+    path = save(folder / place(handle, result) / "result.json", result)
     facts = {**STATED, "handle": handle, **stated}
     lines = [f"{name} = {json.dumps(value)}" for name, value in facts.items()]
-    path.with_name("submission.toml").write_text("\n".join(["[submission]", *lines, "[files]"]))
+    lines += ["[files]", f'"result.json" = "{hashlib.sha256(path.read_bytes()).hexdigest()}"']
+    path.with_name("submission.toml").write_text("\n".join(["[submission]", *lines]))
     return path
 
 
@@ -139,12 +151,95 @@ def test_evidence_of_checks(tmp_path: Path) -> None:
     assert str(tmp_path) not in text, "no path of this machine"
 
 
-def test_access_of_a_measured_row_is_checked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["its own", "0" * 64])
+def test_access_of_a_measured_row_is_checked(tmp_path: Path, source: str) -> None:
     """The access card is in no digest: a changed one would put a trained method among the zero-shot ones."""
-    source = registry.methods()["react"].source
+    source = registry.methods()["react"].source if source == "its own" else source
     save(tmp_path / "results" / "react.json", row("react", source=source))
     (one,) = board(tmp_path / "site", tmp_path / "results")["rows"]
     assert one["evidence"] == "failed verification" and "values" not in one and "its access is" in one["unranked"]
+
+
+@pytest.mark.parametrize("value", [7.0, -0.1, math.nan, math.inf])
+def test_numbers_that_cannot_be_are_refused_without_scores(tmp_path: Path, value: float) -> None:
+    save(tmp_path / "results" / "a.json", row(ood=(dataclasses.replace(row().ood[0], fpr95=value),)))
+    (one,) = board(tmp_path / "site", tmp_path / "results")["rows"]
+    assert "values" not in one and f"sun: fpr95 is {value}, not between 0 and 1" in one["unranked"]
+
+
+def forge(path: Path, part: str, key: str, value: object) -> None:
+    """Change a value inside a result, and its digest."""
+    raw = json.loads(path.read_text())
+    raw.pop("digest")
+    raw[part][key] = value
+    path.write_text(json.dumps({**raw, "digest": _digest(raw)}))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("run", "calibration", 5),
+        ("run", "imported", [1]),
+        ("run", "seed", {"a": 1}),
+        ("stream", "seed", "x"),
+        ("weights", "recipe", "x"),
+    ],
+)
+def test_values_of_another_type_are_not_read(tmp_path: Path, part: str, key: str, value: object) -> None:
+    path = save(tmp_path / "results" / "a.json", row(weights={"digest": "d"}))
+    forge(path, part, key, value)
+    found = board(tmp_path / "site", tmp_path / "results")
+    assert not found["rows"] and f"{part}.{key} is of another type" in found["unreadable"][0]
+
+
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    save(tmp_path / "results" / "a.json", row())
+    os.mkfifo(tmp_path / "results" / "b.json")
+    found = collect([tmp_path / "results"])
+    assert len(found.results) == 1 and [*found.unreadable.values()] == ["b.json is no regular file"]
+
+
+def test_what_is_wrong_with_a_submission_is_seen_without_check(tmp_path: Path) -> None:
+    """The page may be built without `submit --check`: theft, changed files, and a handle such as `runs`."""
+    submissions = tmp_path / "submissions"
+    for number, handle in enumerate(("jane", "runs", "ann", "bob", "JANE", "aaron")):
+        ood = tuple(
+            dataclasses.replace(s, auroc=0.9 - number % 5 / 100) for s in row().ood
+        )  # aaron's are those of jane
+        submit(submissions, row(ood=ood), handle, created=f"2026-11-2{number}")
+    changed = next((submissions / "ann").rglob("submission.toml"))
+    changed.write_text(re.sub(r'"[0-9a-f]{64}"', f'"{"0" * 64}"', changed.read_text()))
+    moved = next((submissions / "bob").rglob("mcm"))
+    moved.rename(moved.with_name("energy"))
+    found = board(tmp_path / "site", submissions)
+    assert {one["by"]: one.get("unranked", "") for one in found["rows"]} == {
+        "@jane": "",
+        "@runs": "",
+        "@ann": "result.json was changed: its sha256 is not that in submission.toml",
+        "@bob": "it belongs in the folder bob/toy/ViT-B-16-openai/mcm",
+    }
+    case, theft = sorted(found["unreadable"])
+    assert case.endswith("the handle @JANE differs from @jane in case only")
+    assert "@aaron submits the result of @jane in jane/toy/" in theft
+
+
+def test_titles_are_those_of_the_catalogue(tmp_path: Path) -> None:
+    ood = (
+        dataclasses.replace(row().ood[0], dataset="sun", title="Textures"),
+        dataclasses.replace(row().ood[1], title="Own"),
+    )
+    save(tmp_path / "results" / "a.json", row(benchmark="mos", benchmark_title="Mine", ood=ood, created="tomorrow"))
+    save(
+        tmp_path / "results" / "b.json",
+        row(benchmark="mine", benchmark_title="Mine", created="2026-11-02T01:02:03+00:00"),
+    )
+    found = board(tmp_path / "site", tmp_path / "results")
+    titles = {
+        one["name"]: {"": one["title"], **{b["name"]: b["title"] for b in one["blocks"]}} for one in found["benchmarks"]
+    }
+    assert titles["mos"][""] == catalog.benchmarks()["mos"].title and titles["mos"]["sun"] == "SUN"
+    assert titles["mine"][""] == "Mine" and titles["mine"]["dtd"] == "DTD" and titles["mos"]["dtd"] == "Own"
+    assert found["created"] == "2026-11-02"
 
 
 def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
@@ -174,10 +269,9 @@ def test_refusals(cli: Cli, tmp_path: Path) -> None:
         (("results", "--output", "results/one.json"), "is a file; name a folder"),
         (("results", "--output", "results/one.json/site"), "cannot be written"),
         (("results", "--output", "site", "--repository", "javascript:alert(1)"), "is not an address such as https://"),
-        (
-            ("results", "--output", "site", "--repository", "https://u:secret@host/x"),
-            "is not an address such as https://",
-        ),
+        (("results", "--output", "site", "--repository", "https://"), "is not an address such as https://"),
+        (("results", "--output", "site", "--repository", "https://u:secret@host/x"), "has a user or password"),
+        (("results", "--output", "results"), "all results of results are below --output; name another folder"),
         (("results",), "--output"),
     ):
         given = arguments if "--no-quoted" in arguments else (*arguments, "--no-quoted", "--no-reference")
@@ -238,10 +332,54 @@ def test_settings_and_streams_have_separate_scopes(tmp_path: Path) -> None:
     assert found["MCM"]["scope"] == "precision fp32" and found["MSP"]["scope"] == "precision bf16"
 
 
+def test_other_sizes_sets_and_groups_are_not_ranked_together(tmp_path: Path) -> None:
+    one, other = (dataclasses.replace(s, expected=None) for s in row().ood)
+    sets = [
+        (one, other),
+        (dataclasses.replace(one, n=5), other),
+        (one, other, dataclasses.replace(one, dataset="easy")),
+    ]
+    sets += [(one, dataclasses.replace(other, group="far"))]
+    for number, ood in enumerate(sets):
+        save(tmp_path / "results" / f"{number}.json", row("mcm", title=str(number), ood=ood))
+    save(tmp_path / "results" / "part.json", row("msp", ood=(dataclasses.replace(row().ood[0], n=7), row().ood[1])))
+    found = names(board(tmp_path / "site", tmp_path / "results"))
+    scopes = [found[str(number)]["scope"] for number in range(4)]
+    assert len({*scopes}) == 4 and "OOD sun: 5 images" in scopes[1] and "OOD dtd: group far" in scopes[3]
+
+
+def test_published_rows_of_several_settings_and_streams_stand_apart(tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        one = row("mcm", benchmark="mos", run={**row().run, "precision": precision}, **MOS)
+        save(tmp_path / "results" / f"{precision}.json", one)
+    openai: dict[str, Any] = {"architecture": "ViT-B-16", "weights": "openai"}
+    published = [quoted("a", **openai)]
+    published += [quoted(k, fpr95=ord(k), source=k, access={"stream": True}, **openai) for k in "bc"]
+    found = board(tmp_path / "site", tmp_path / "results", published=published)["rows"]
+    scopes = [one["scope"] for one in found if one["evidence"].startswith("quoted")]
+    assert scopes == [
+        "settings of the publications",
+        "protocol of b; order not stated",
+        "protocol of c; order not stated",
+    ]
+
+
+def test_own_results_and_recomputed_numbers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, scores = scored()
+    imported = {**one.run, "imported": {"files": {}, "by": "Ann"}}
+    save(tmp_path / "own" / "a.json", one, scores)
+    save(tmp_path / "results" / "b.json", dataclasses.replace(one, title="WITH", run=imported), scores)
+    save(tmp_path / "results" / "c.json", dataclasses.replace(one, title="WITHOUT", run=imported))
+    submit(tmp_path / "submissions", one, "thief")
+    monkeypatch.setattr(sources, "reference", lambda: tmp_path / "own")
+    found = board(tmp_path / "site", *(tmp_path / name for name in ("submissions", "results", "own")))
+    rows = {one["name"]: (one.get("by", ""), one.get("recomputed", False)) for one in found["rows"]}
+    assert rows == {"MCM": ("oodbench", True), "WITH": ("", True), "WITHOUT": ("", False)}
+    assert "@thief submits the result of oodbench in a.json" in found["unreadable"][0]
+
+
 def test_published_rows_are_ranked_with_measured_ones_of_their_encoder(tmp_path: Path) -> None:
-    names = ("inaturalist", "sun", "places", "textures")
-    ood = tuple(dataclasses.replace(row().ood[0], dataset=name) for name in names)
-    own = {"benchmark": "mos", "ood": ood}
+    own = {"benchmark": "mos", **MOS}
     save(tmp_path / "results" / "a.json", row("mcm", run={**row().run, "precision": "bf16", "limit": 9}, **own))
     save(tmp_path / "results" / "b.json", row("mcm", **own))
     published = [
@@ -277,7 +415,7 @@ def test_rows_have_the_statement_of_a_submission(tmp_path: Path, monkeypatch: py
     assert one["links"] == {
         "paper": "https://arxiv.org/abs/2211.13445",
         "code": "https://example.org/code",
-        "submission": "https://example.org/tree/main/submissions/ann/toy/mcm",
+        "submission": "https://example.org/tree/main/submissions/ann/toy/ViT-B-16-openai/mcm",
     }
     good = path.with_name("submission.toml").read_text()
     for text in ("[submission", good.replace('"ann"', '""'), good.replace("false", "true")):
@@ -353,11 +491,55 @@ def test_every_published_number_is_there_once(site: Path) -> None:
         shown = {n: {m: pytest.approx(100 * v) for m, v in cell.items()} for n, cell in one["values"].items()}
         assert cells == shown, one["id"]
     by_name = {(one["name"], one["by"]): one for one in rows}
-    assert by_name["MCM", "paper, cover"]["evidence"] == "quoted: several sources"
-    assert by_name["MCM", "neglabel"]["evidence"] == "quoted: one source", "its FPR95 is another one"
-    assert by_name["ZOC", "neglabel"]["evidence"] == "quoted: several sources", "two reprints agree"
+    mcm, cover = files["mcm:paper"]["source"], files["mcm:cover"]["source"]
+    assert by_name["MCM", f"{mcm}; {cover}"]["evidence"] == "quoted: several sources"
+    assert by_name["MCM", files["mcm:neglabel"]["source"]]["evidence"] == "quoted: one source", (
+        "its FPR95 is another one"
+    )
+    assert by_name["ZOC", files["zoc:neglabel"]["source"]]["evidence"] == "quoted: several sources", (
+        "two reprints agree"
+    )
     encoders = {one["encoder"] for one in rows if one["benchmark"] == "mos"}
     assert {"ViT-B-16/openai", "ViT-B-16/laion2b_s34b_b88k", "ViT-B-16 (weights not stated)"} <= encoders
+
+
+def copied(form: str, **changes: Any) -> str:
+    """A table with one row as copied from the page, by Node."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    cells = [{"text": "90.50", "mark": "best", "extra": "± 0.71"}, {"text": "-", "mark": "", "extra": ""}]
+    line = {"rank": 1, "name": "M", "by": "", "why": "", "evidence": "measured", "cells": cells, **changes}
+    heads = [{"title": "SUN", "metrics": ["AUROC ↑", "FPR95 (i) ↓"]}]
+    table = {"title": "T", "caption": "C", "heads": heads, "sections": [{"title": "Zero-shot", "lines": [line]}]}
+    signs = page_of_board._signs(json.dumps(table, ensure_ascii=False))
+    code = (ROOT / "oodbench/report/leaderboard/copy.js").read_text()
+    code += f"process.stdout.write(copies({json.dumps(signs)}).{form}({json.dumps(table)}));"
+    return subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True, encoding="utf-8").stdout
+
+
+@pytest.mark.parametrize("name", [HOSTILE, r"[x] α‑Method* ≥ 1 ~^\{}", "e\u0301 --a", "中文"])
+def test_copied_latex_has_the_text_that_python_escapes(name: str) -> None:
+    text = copied("latex", name=name, why="--limit 20")
+    assert f"\n1 & {escape(name)}; not ranked: -{{}}-limit 20 & measured &" in text
+    assert "\\textbf{90.50} {\\scriptsize $\\pm$ 0.71} & - \\\\" in text and "\\resizebox" in text
+    assert ("% pdflatex lacks 中 文: use LuaLaTeX" in text) == (name == "中文")
+
+
+def test_copied_csv_and_markdown() -> None:
+    head, line = csv.reader(copied("csv", name="=1", why="--limit 20", by="@jane").splitlines())
+    assert dict(zip(head, line, strict=True)) == {
+        "section": "Zero-shot",
+        "rank": "1",
+        "method": "'=1",  # a spreadsheet would compute it
+        "by": "'@jane",
+        "evidence": "measured",
+        "not ranked": "'--limit 20",
+        "SUN AUROC": "90.50",
+        "SUN AUROC note": "± 0.71",
+        "SUN FPR95 (i)": "",
+    }
+    text = copied("markdown", name="M", why="x" * 200)
+    assert f"| 1 | M; not ranked: {'x' * 97}... | measured | **90.50** ± 0.71 | - |" in text
 
 
 def line_names(page: Page) -> list[str]:
@@ -391,6 +573,8 @@ def test_the_page_ranks_within_sections(site: Path, visit: Open) -> None:
     streams = page.locator("#table tbody", has=page.locator("tr.section", has_text="Test-time adaptation"))
     adapting = [one["title"] for one in on_mos if one["access"].get("stream")]
     assert sorted(streams.locator("th[scope=row] > a").all_inner_texts()) == sorted(adapting) and len(adapting) > 5
+    per_source = [one for one in sections(page) if one.startswith("Test-time adaptation")]
+    assert len(per_source) == len(adapting) and all("order not stated" in one for one in per_source)
     title = page.get_by_text("Zero-shot · ViT-B-16/openai", exact=True)
     first = page.locator("#table tbody", has=title)
     more = {"stream", "id_images", "id_labels", "other_data", "generated"}  # than names, words and the image
@@ -410,6 +594,10 @@ def test_the_page_ranks_within_sections(site: Path, visit: Open) -> None:
     assert not [s for s in sections(page) if "not ranked with FPR95 (i)" in s]
     assert [s for s in sections(page) if "not ranked with FPR95 (o)" in s]
     page.locator("#kind").select_option("fpr95")
+    page.locator('label.chip input[value="quoted: several sources"]').press(" ")
+    places = [int(rank) for rank in first.locator("td.number").all_inner_texts() if rank]
+    assert places and places != list(range(1, len(places) + 1)), "rows of hidden evidence keep their ranks"
+    page.locator('label.chip input[value="quoted: several sources"]').press(" ")
     page.locator("#view").select_option("encoders")
     page.get_by_role("button", name="all", exact=True).click()
     mcm = page.locator("#table tbody tr", has=page.get_by_role("link", name="MCM", exact=True))
@@ -455,7 +643,7 @@ def test_the_address_has_the_state_and_the_keyboard_suffices(site: Path, visit: 
     page.go_back()
     page.locator("[role=tab][aria-selected=true]", has_text="ImageNet-1k, MOS protocol").wait_for()
     for form, start in (
-        ("LaTeX", "% \\usepackage{booktabs}"),
+        ("LaTeX", "% \\usepackage[T1]{fontenc}"),
         ("CSV", "section,rank,method"),
         ("Markdown", "**ImageNet"),
     ):
@@ -464,8 +652,22 @@ def test_the_address_has_the_state_and_the_keyboard_suffices(site: Path, visit: 
         assert text.startswith(start) and "NegLabel" in text
         assert ("GL-MCM" in text) == ("GL-MCM" in line_names(page)), "what is shown"
         page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    openood = visit(site / "index.html", "#benchmark=openood")
+    assert openood.locator("#kind").input_value() == "fpr95_ood", "the kind that its rows have"
+    assert visit(site / "index.html", "#cell=constructor").locator("#table thead").is_visible()
     for bad in ("#%E0%A4%A", "#benchmark=no&encoder=no&cell=no/no/no&sort=no", "#cell=row-no", "#encoder=-&access=-"):
         assert visit(site / "index.html", bad).locator("#table thead").is_visible(), bad
+
+
+def compiles(latex: str, folder: Path) -> None:
+    """Compile a copied table with the packages that it names, if LaTeX is installed."""
+    packages = "\n".join(line[2:] for line in latex.splitlines() if line.startswith("% \\usepackage"))
+    text = f"\\documentclass{{article}}\n{packages}\n\\begin{{document}}\n{latex}\\end{{document}}\n"
+    (folder / "t.tex").write_text(text)
+    if shutil.which("pdflatex"):
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+        assert done.returncode == 0 and "Overfull \\hbox" not in done.stdout, done.stdout[-3000:]
 
 
 @pytest.mark.slow
@@ -502,6 +704,7 @@ def test_two_thousand_rows_and_hostile_names(tmp_path: Path, visit: Open) -> Non
         text = page.locator("#text").input_value()
         if form == "LaTeX":
             assert not re.search(r"(?<!\\)[&%$#_](?![^\n]*\\usepackage)", text.partition("M499")[2].partition(" & ")[0])
+            compiles(text, tmp_path)
         page.get_by_role("dialog").get_by_role("button", name="Close").click()
     policy = page.locator("meta[http-equiv]").get_attribute("content") or ""
     assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -181,7 +183,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "glyphs: the result lacks glyphs-near",
     ),
     "another group": (of_sets(group="far"), "glyphs-near: its group is 'far', but 'near' in the catalogue"),
-    "other images": (of_sets(list_digest="f" * 64), "glyphs-near: its images are not those that oodbench renders"),
+    "images that are not named": (
+        of_sets(list_digest=""),
+        "glyphs-near: its images are not those that oodbench renders (list not named)",
+    ),
+    "other images": (
+        of_sets(list_digest="f" * 64),
+        "glyphs-near: its images are not those that oodbench renders (list ffffffffffff)",
+    ),
     "an unknown source": (
         lambda row: dataclasses.replace(row, run={**row.run, "imported": {"by": "unknown"}}),
         "it is not stated who computed them: import them again with --by",
@@ -213,9 +222,13 @@ def test_a_failed_result_and_scores_with_other_numbers_are_refused(tmp_path: Pat
     path.write_text(dataclasses.replace(row, ood=(better, *row.ood[1:])).to_json())
     (tmp_path / "results" / "failed.json").write_text(measured(status="failed", error="no weights", ood=()).to_json())
     lay(tmp_path / "results", measured("energy")).with_suffix(".parquet").unlink()
-    lay(tmp_path / "results", measured("msp")).with_suffix(".json").write_text("{}")
+    lay(tmp_path / "results", measured("msp")).with_suffix(".json").write_text('{"digest": 1}')
+    (tmp_path / "results" / "speed.json").write_text('{"seconds": 1}')
     done = cli("submit", "results", *FORM, cwd=tmp_path)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "msp.json has schema" in done.stderr
+    skipped, problem = done.stderr.splitlines()
+    assert done.returncode == 2 and "msp.json has schema" in problem
+    assert skipped.endswith("speed.json is JSON, but no result: skipped")
+    (tmp_path / "results" / "speed.json").unlink()
     (tmp_path / "results" / "msp.json").unlink()
     done = cli("submit", "results", *FORM, cwd=tmp_path)
     damaged, failed, differs = sorted(done.stderr.splitlines())
@@ -275,7 +288,12 @@ def test_the_names_of_images_are_those_of_the_declared_list(tmp_path: Path, monk
         ("--handle", "j" * 40, "1 to 39 letters, digits, - and _"),
         ("--who", "Jane\nDoe", "'who' is 'Jane\\nDoe', but must be one line"),
         ("--paper", "in preparation", "the paper 'in preparation' is not a URL, DOI"),
-        ("--paper", "https://me:secret@example.org/x", "is not a URL, DOI"),
+        ("--paper", "https://me:secret@example.org/x", "the paper 'https://example.org/x' has a user or password"),
+        (
+            "--code",
+            "https://example.org/x?token=1",
+            "the code 'https://example.org/x' has a user or password, or a token",
+        ),
         ("--code", "github.com/jane/mine", "the code 'github.com/jane/mine' is not a URL"),
         ("--code", "file:///etc/passwd", "is not a URL such as"),
         ("--licence", " ", "'licence' is ' '"),
@@ -364,6 +382,24 @@ def test_two_results_of_one_folder(tmp_path: Path, cli: Cli) -> None:
     assert "a/mcm.json and b/mcm.json both belong in submissions/jane/glyphs/glyphs/mcm: submit one" in done.stderr
 
 
+def test_a_result_has_one_submitter(submitted: Path, cli: Cli) -> None:
+    """That of the first one stands, although the copy is earlier in the alphabet."""
+    first = submitted / "jane/glyphs/glyphs/mcm"
+    for handle in ("aaron", "Jane"):
+        folder = submitted / handle / "glyphs/glyphs/mcm"
+        shutil.copytree(first, folder)
+        change_toml('handle = "jane"', f'handle = "{handle}"')(folder)
+        text = (folder / "submission.toml").read_text()
+        (folder / "submission.toml").write_text(re.sub('created = ".*"', 'created = "2999-01-01"', text))
+    found = {one.folder.parts[-4]: one.problems for one in submission.check(submitted)}
+    assert found["jane"] == ()
+    assert found["aaron"] == (f"aaron submits the result of jane in {first}: keep one of them",)
+    assert found["Jane"] == ("the handle Jane differs from jane in case only",)
+    shutil.rmtree(submitted / "Jane")
+    done = cli("submit", "results", *FORM, "--handle", "JANE", cwd=submitted.parent)
+    assert done.returncode == 2 and "the handle JANE differs from jane in submissions in case only" in done.stderr
+
+
 def test_choices_and_arguments(tmp_path: Path, cli: Cli) -> None:
     lay(tmp_path / "results", measured())
     for arguments, message in {
@@ -412,10 +448,7 @@ def in_run(**values: Any) -> Change:
 TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "numbers": (forge(of_sets(fpr95=0.001)), "glyphs-near: fpr95 is 0.001 in the result"),
     "stamps of another kind": (forge(in_run(extracted=[1])), "its content does not have the form that oodbench writes"),
-    "calibration of another kind": (
-        forge(in_run(calibration=1)),
-        "its content does not have the form that oodbench writes",
-    ),
+    "calibration of another kind": (forge(in_run(calibration=1)), "run.calibration is of another type than dict"),
     "scores": (
         lambda folder: (folder / "result.parquet").write_bytes(b"PAR1"),
         "result.parquet was changed: its sha256 differs from that in submission.toml",
@@ -443,6 +476,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no code": (change_toml('code = "https://github.com/jane/mine"\n', ""), "submission.toml: 'code' is missing"),
     "a number": (change_toml('paper = "arXiv:2401.00001"', "paper = 2401.00001"), "'paper' is 2401.00001, not a str"),
     "no TOML": (change_toml("[files]", "[files"), "submission.toml: Expected"),
+    "no date": (change_toml('created = "', 'created = "on '), "'created' is 'on 2"),
     "no digest": (change_toml('"result.json" = "', '"result.json" = "x'), "digest of 'result.json' is not a sha256"),
 }
 
@@ -520,6 +554,14 @@ def test_the_workflow_runs_commands_that_exist(cli: Cli) -> None:
     ours = [shlex.split(line)[1:] for line in commands if line.startswith("oodbench ")]
     assert ours == [["submit", "--check", "submissions"], ["leaderboard", "submissions", "--output", "site"]]
     assert json.dumps(workflow).count("pip install") == 2
+    guard = commands[commands.index('pip install "$OODBENCH"') - 1]
+    for value, code in (
+        (workflow["env"]["OODBENCH"], 1),
+        ("", 1),
+        ("oodbench @ git+https://example.org/oodbench@1f2e", 0),
+    ):
+        done = subprocess.run(["sh", "-c", guard], env={"OODBENCH": value}, capture_output=True, text=True, check=False)
+        assert done.returncode == code and ("set OODBENCH at the top" in done.stdout) == bool(code)
     for name, *arguments in ours:
         assert name in SECTIONS["Compare methods"].split()
         if name in main.commands:  # `leaderboard` is built elsewhere

@@ -31,7 +31,7 @@
     const used = counted(own, (row) => row.encoder);
     const encoders = board.encoders.filter((one) => used.has(one.name)).map((one) => [one.name, used.get(one.name)]);
     const groups = counted(own, (row) => row.group), evidence = counted(own, (row) => row.evidence);
-    const kept = ([name]) => architecture.get(name) === most(counted(own, (row) => row.architecture));
+    const kept = ([name]) => architecture.get(name) === most(counted(own, (row) => architecture.get(row.encoder)));
     return {
       encoders, groups: board.groups.filter((g) => groups.has(g)).map((g) => [g, groups.get(g)]),
       evidence: evidences.filter((e) => evidence.has(e)).map((e) => [e, evidence.get(e)]),
@@ -43,6 +43,10 @@
     const averages = blocks.filter((name) => name === "mean" || name.endsWith(" mean"));
     return averages.includes("mean") ? "mean" : averages[0] || blocks[0] || "mean";
   }
+  function usualKind(benchmark) {  // of FPR95: the one that more rows have
+    const having = (metric) => rowsOf.get(benchmark).filter((row) => Object.values(row.values).some((one) => metric in one)).length;
+    return having("fpr95_ood") > having("fpr95") ? "fpr95_ood" : "fpr95";
+  }
   function read() {
     const query = new URLSearchParams(location.hash.slice(1));
     const one = (name, allowed, otherwise) => (allowed.includes(query.get(name)) ? query.get(name) : otherwise);
@@ -53,7 +57,7 @@
     return {
       benchmark,
       encoders: some("encoder", known.encoders), groups: some("access", known.groups), evidence: some("evidence", known.evidence),
-      view: one("view", ["sets", "encoders"], "sets"), kind: one("fpr95", ["fpr95", "fpr95_ood"], "fpr95"),
+      view: one("view", ["sets", "encoders"], "sets"), kind: one("fpr95", ["fpr95", "fpr95_ood"], usualKind(benchmark)),
       block: one("of", blocks, headline(benchmark)), sort: query.get("sort") || "",
       way: one("way", ["ascending", "descending"], ""), words: query.get("words") || "", cell: query.get("cell") || "",
     };
@@ -64,7 +68,7 @@
     for (const name of state.encoders) query.append("encoder", name);
     for (const name of state.groups) query.append("access", name);
     for (const name of state.evidence) query.append("evidence", name);
-    const plain = { view: "sets", fpr95: "fpr95", of: headline(state.benchmark) };
+    const plain = { view: "sets", fpr95: usualKind(state.benchmark), of: headline(state.benchmark) };
     const values = { view: state.view, fpr95: state.kind, of: state.block, sort: state.sort, way: state.way, words: state.words,
       cell: state.cell };
     for (const [name, value] of Object.entries(values)) if (value && value !== plain[name]) query.append(name, value);
@@ -87,7 +91,7 @@
 
   // The table: sections of rows that may be ranked together, then those that may not.
   function number(row, block, metric) {
-    const values = row.values[block] || {}, other = OTHER[metric];
+    const values = Object.hasOwn(row.values, block) ? row.values[block] : {}, other = OTHER[metric];
     if (metric in values) return { value: values[metric], other: "", extra: (row.spread[block] || {})[metric] || "" };
     if (other && other in values) return { value: values[other], other, extra: LETTER[other] };
     return null;
@@ -100,7 +104,7 @@
     const group = upper(row.group), scope = row.scope ? ` · ${row.scope}` : "", encoder = several ? ` · ${row.encoder}` : "";
     const place = several ? board.encoders.findIndex((one) => one.name === row.encoder) : 0;
     const rank = [board.groups.indexOf(row.group), place, row.scope];
-    if (row.evidence === FAILED) return { order: [3], title: "Failed verification: no number is counted" };
+    if (row.evidence === FAILED) return { order: [3], title: "Failed verification: numbers withheld" };
     if (row.unranked) return { order: [2], title: "Not ranked" };
     const plain = { group: row.group, apart: row.group === TEST_TIME };
     if (!onlyOther(row, state.kind)) return { ...plain, order: [0, ...rank], ranked: true, title: `${group}${encoder}${scope}` };
@@ -114,16 +118,17 @@
     return 0;
   }
   const encodersShown = () => (state.encoders.length ? state.encoders : choices(state.benchmark).first);
+  const wanted = (list, value) => !list.length || list.includes(value);
+  const visible = (row) => wanted(state.evidence, row.evidence);  // other rows are hidden, but count in ranks and marks
   function chosen() {
-    const wanted = (list, value) => !list.length || list.includes(value);
     const encoders = new Set(encodersShown());
-    return rowsOf.get(state.benchmark).filter((row) => encoders.has(row.encoder) && wanted(state.groups, row.group)
-      && wanted(state.evidence, row.evidence));
+    return rowsOf.get(state.benchmark).filter((row) => encoders.has(row.encoder) && wanted(state.groups, row.group));
   }
+  const NOTHING = Object.freeze({ text: "-", extra: "", mark: "", value: null, other: "" });
   function cell(row, block, metric, more = 0) {
     const found = row && number(row, block, metric);
     const note = more && metric === "auroc" ? `1 of ${more}` : "";
-    if (!found) return { text: "-", extra: "", mark: "", value: null, other: "" };
+    if (!found) return NOTHING;
     return { text: (100 * found.value).toFixed(2), extra: [found.extra, note].filter(Boolean).join(" "), mark: "",
       value: found.value, other: found.other, key: `${row.id}/${block}/${metric}` };
   }
@@ -133,7 +138,7 @@
     const known = benchmarks.get(state.benchmark).blocks.filter((block) => has(block.name));
     const heads = [...known.filter((one) => one.name === main), ...known.filter((one) => one.name !== main)];
     const several = new Set(found.map((row) => row.encoder)).size > 1;
-    const lines = found.map((row) => ({ row, section: sectionOf(row, several),
+    const lines = found.map((row) => ({ row, visible: visible(row), section: sectionOf(row, several),
       cells: heads.flatMap((head) => metrics.map((metric) => cell(row, head.name, metric))) }));
     return { heads: heads.map((head) => ({ name: head.name, title: head.title })), metrics, lines };
   }
@@ -146,15 +151,17 @@
       const own = lines.get(key).own;
       own.set(row.encoder, [...(own.get(row.encoder) || []), row]);
     }
-    const strength = (row) => evidences.indexOf(row.evidence);
+    const strength = (row) => (visible(row) ? 0 : evidences.length) + evidences.indexOf(row.evidence);
     const made = [...lines.values()].map(({ section, own }) => {
-      for (const some of own.values()) some.sort((a, b) => strength(a) - strength(b));  // with equal evidence, the first one
-      const best = [...own.values()].map((some) => some[0]).sort((a, b) => strength(b) - strength(a))[0];
+      for (const some of own.values()) some.sort((a, b) => strength(a) - strength(b));  // of equal evidence, the first one
+      const first = [...own.values()].map((some) => some[0]).sort((a, b) => strength(b) - strength(a));
+      const best = first.find(visible) || first[0];
       const cells = encoders.flatMap((name) => metrics.map((metric) => {
         const some = own.get(name) || [];
-        return cell(some[0], state.block, metric, some.length > 1 ? some.length : 0);
+        const made = cell(some[0], state.block, metric, some.length > 1 ? some.length : 0);
+        return some.length && !visible(some[0]) ? { ...made, hidden: true } : made;
       }));
-      return { row: { ...best, by: "", unranked: "" }, section, cells };
+      return { row: { ...best, by: "", unranked: "" }, visible: first.some(visible), section, cells };
     });
     return { heads: encoders.map((name) => ({ name, title: name })), metrics, lines: made };
   }
@@ -200,9 +207,11 @@
       const known = section.lines.filter((line) => value(line, by) !== null).map((line) => Number(line.cells[by].text));
       for (const line of section.lines) {
         const own = section.ranked && value(line, by) !== null ? Number(line.cells[by].text) : null;
-        line.rank = own === null ? "" : 1 + known.filter((each) => direction * each > direction * own).length;
+        line.rank = own === null || line.cells[by].hidden ? "" : 1 + known.filter((each) => direction * each > direction * own).length;
       }
-      section.lines = section.lines.filter((line) => words.every((word) => line.row.name.toLowerCase().includes(word)));
+      for (const line of section.lines) line.cells = line.cells.map((one) => (one.hidden ? NOTHING : one));
+      section.lines = section.lines.filter((line) => line.visible
+        && words.every((word) => line.row.name.toLowerCase().includes(word)));
       section.lines.sort(order);
     }
     const ordered = [...sections.values()].filter((one) => one.lines.length).sort((a, b) => compare(a.order, b.order));
@@ -232,7 +241,8 @@
   }
   function choose(benchmark) {
     if (benchmark === state.benchmark) return;
-    go({ benchmark, encoders: [], groups: [], evidence: [], block: headline(benchmark), sort: "", way: "", cell: "" });
+    go({ benchmark, encoders: [], groups: [], evidence: [], block: headline(benchmark), kind: usualKind(benchmark),
+      sort: "", way: "", cell: "" });
     at("tab").scrollIntoView({ block: "nearest", inline: "nearest" });
   }
   at("tabs").addEventListener("keydown", (event) => {
@@ -308,7 +318,8 @@
       sets.append(th);
       for (const metric of table.metrics) {
         const [title, better] = METRICS[metric];
-        metrics.append(heading(`${title} ${better > 0 ? "↑" : "↓"}`, `${one.name}/${metric}`, better > 0 ? "descending" : "ascending", "number", one.title));
+        const key = `${one.name}/${metric}`, arrow = table.sort === key ? "" : better > 0 ? " ↑" : " ↓";  // sorted: the style has one
+        metrics.append(heading(title + arrow, key, better > 0 ? "descending" : "ascending", "number", one.title));
       }
     }
     head.append(sets, metrics);
@@ -360,7 +371,7 @@
     const block = benchmarks.get(state.benchmark).blocks.find((one) => one.name === state.block);
     const of = state.view === "encoders" && block ? `Columns: ${block.title} with each encoder; of several results, the one with the best evidence.` : "";
     return ["AUROC and FPR95 in %.", ...board.conventions, of, `Encoder${encoders.length === 1 ? "" : "s"}: ${encoders.join(", ")}.`,
-      "Best in bold and second underlined within each section; rows are ranked only against rows with the same access, encoder and settings."]
+      "Best in bold and second underlined within each section; each row is ranked only against rows with the same access, encoder and settings."]
       .filter(Boolean).join(" ");
   }
   function show() {
@@ -385,7 +396,7 @@
     const lines = table.sections.reduce((sum, section) => sum + section.lines.length, 0);
     const total = rowsOf.get(state.benchmark).length, hidden = table.total - lines;
     at("count").textContent = `${lines} ${state.view === "sets" ? "rows" : "methods"} shown of ${total} rows of this benchmark.`
-      + `${hidden ? " Ranks and marks include rows hidden by the words." : ""}`;
+      + `${hidden ? " Ranks and marks count rows that are hidden by their name or evidence, too." : ""}`;
     at("caption").textContent = caption();
     if (focus) refocus(focus);
   }
@@ -415,9 +426,9 @@
   }
   function showPanel() {
     const { id, block, metric } = address(state.cell), own = rowsOf.get(state.benchmark);
-    const row = own.find((one) => one.id === id), known = row ? row.records : records[id] ? [id] : [];
+    const row = own.find((one) => one.id === id), known = row ? row.records : Object.hasOwn(titles, id) ? [id] : [];
     if (!known.length) return void (panel.open && panel.close());
-    const found = row && metric in METRICS ? number(row, block, metric) : null;
+    const found = row && Object.hasOwn(METRICS, metric) ? number(row, block, metric) : null;
     const place = benchmarks.get(state.benchmark).blocks.find((one) => one.name === block);
     const shownMetric = found && found.other ? found.other : metric;
     const what = found && place ? `${place.title} ${METRICS[shownMetric][0]}` : "";
@@ -434,7 +445,9 @@
       p.append(badge(row.evidence), ` ${board.evidence[row.evidence]}`);
       panel.append(p);
       if (row.unranked) panel.append(element("p", `Not ranked: ${row.unranked}.`, "note"));
-      panel.append(facts([["encoder", row.encoder], ["access", row.group], ...(row.scope ? [["settings", row.scope]] : [])]));
+      panel.append(facts([["encoder", row.encoder], ["access", row.group], ...(row.scope ? [["settings", row.scope]] : []),
+        ...(row.evidence === FAILED || row.evidence.startsWith("quoted") ? [] : [["scores per image", row.recomputed
+          ? "here: the numbers were computed again from them" : "not here: the numbers are as stored"]])]));
       panel.append(...submission(row));
     }
     for (const each of known) {
@@ -474,8 +487,9 @@
       const heads = table.heads.map((head) => ({ title: head.title,
         metrics: table.metrics.map((m) => `${METRICS[m][0]} ${METRICS[m][1] > 0 ? "↑" : "↓"}`) }));
       const sections = table.sections.map((section) => ({ title: section.title, lines: section.lines.map((line) => ({
-        rank: line.rank, name: line.row.name, by: line.row.by, evidence: line.row.evidence, cells: line.cells })) }));
-      const text = copies[one.dataset.copy]({ title: at("heading").textContent, caption: caption(), heads, sections });
+        rank: line.rank, name: line.row.name, by: line.row.by, why: line.row.unranked, evidence: line.row.evidence,
+        cells: line.cells })) }));
+      const text = copies(board.latex)[one.dataset.copy]({ title: at("heading").textContent, caption: caption(), heads, sections });
       at("copy-title").textContent = `The table as ${one.textContent}`;
       at("text").value = text;
       at("copied").textContent = "";

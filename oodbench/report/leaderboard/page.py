@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 from oodbench.data import catalog
 from oodbench.errors import UserError, printable
 from oodbench.method.access import GROUPS
+from oodbench.report.formats import latex_text
 from oodbench.report.html.page import encodable, environment, page_file, policy
 from oodbench.report.html.record import Records, printable_json
 from oodbench.report.leaderboard.evidence import MEANING
 from oodbench.report.leaderboard.rows import NOT_STATED, BoardRow, measured, published
 from oodbench.report.leaderboard.sources import CollectedResults
+from oodbench.report.submission import iso_day
 from oodbench.report.tables.build import conventions
 from oodbench.report.tables.published import Quote
 from oodbench.results import Result
@@ -63,7 +66,7 @@ def _board(rows: Sequence[BoardRow], collected: CollectedResults, title: str) ->
     encoders = {row.encoder: row.architecture for row in rows}
     used = Counter(row.encoder for row in rows)
     most = sorted(encoders, key=lambda name: (NOT_STATED in name, -used[name], name))
-    days = sorted({row.created[:10] for row in results if row.created})
+    days = sorted({day for row in results if (day := iso_day(row.created))})
     return {
         "title": title,
         "created": " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
@@ -86,12 +89,14 @@ def _benchmark(name: str, rows: Iterable[BoardRow], results: Iterable[Result]) -
     """Return the title of a benchmark, its OOD sets and its averages in the order of a table."""
     declared = catalog.benchmarks().get(name)
     own = [row for row in results if row.benchmark == name]
-    titles = {s.dataset: (s.title, s.group) for row in own for s in row.ood}
     on_id, _, on_ood = name.partition("-vs-")
-    known = declared.sets() if declared else [(each, "") for each in on_ood.split("+") if each]
-    sets = {each: titles.get(each, (_title(each), group)) for each, group in known} | titles
+    known = dict(declared.sets()) if declared else dict.fromkeys(filter(None, on_ood.split("+")), "")
     found = dict.fromkeys(block for row in rows if row.benchmark == name for block in row.values)
-    sets |= {each: (_title(each), "") for each in found if each not in sets and not each.endswith("mean")}
+    stated = {s.dataset: (s.title, s.group) for row in own for s in row.ood}
+    sets = {}
+    for each in dict.fromkeys([*known, *stated, *(block for block in found if not block.endswith("mean"))]):
+        title, group = stated.get(each, (each, ""))
+        sets[each] = _title(each, title), known.get(each, group) if declared else group
     groups = dict.fromkeys(group for _, group in sets.values())
     blocks = []
     for group in groups:
@@ -100,14 +105,23 @@ def _benchmark(name: str, rows: Iterable[BoardRow], results: Iterable[Result]) -
             blocks.append({"name": f"{group} mean", "title": f"{group.capitalize()} average", "group": group})
     if "mean" in found:
         blocks.append({"name": "mean", "title": "Average", "group": ""})
-    stated = next((row.benchmark_title for row in own if row.benchmark_title), "")
+    own_title = next((row.benchmark_title for row in own if row.benchmark_title), "")
     derived = f"{_title(on_id)} against {', '.join(title for title, _ in sets.values())}" if on_ood else name
-    return {"name": name, "title": stated or (declared.title if declared else derived), "blocks": blocks}
+    return {"name": name, "title": declared.title if declared else own_title or derived, "blocks": blocks}
 
 
-def _title(name: str) -> str:
+def _title(name: str, stated: str = "") -> str:
+    """Return the title of a set in the catalogue; of other sets, that of their results."""
     known = catalog.datasets().get(name)
-    return known.title if known else name
+    return known.title if known else stated or name
+
+
+def _signs(text: str) -> dict[str, str]:
+    """Return LaTeX of the characters that it does not print as they are; "" for those that pdflatex lacks."""
+    found = {*latex_text.letters(text), *latex_text.letters(f"{string.printable.strip()}↑↓±×·")}
+    escaped = {letter: latex_text.escape(letter) for letter in sorted(found) if letter != " "}
+    commands = {c: "" if latex_text.unsupported(latex) else latex for c, latex in escaped.items()}
+    return {c: latex for c, latex in commands.items() if c != latex}
 
 
 def _html(board: Mapping[str, Any], records: Records) -> str:
@@ -123,12 +137,16 @@ def _html(board: Mapping[str, Any], records: Records) -> str:
         style=style,
         scripts=scripts,
         data={
-            "board": _inline(json.dumps(board, ensure_ascii=False, separators=(",", ":"))),
+            "board": _inline(_json({**board, "latex": _signs(_json(board))})),
             "records": _inline(f"{{{facts}}}"),
             "titles": _inline(json.dumps({a: printable(t) for a, t in records.titles.items()}, ensure_ascii=False)),
         },
     )
     return encodable(page)
+
+
+def _json(board: Mapping[str, Any]) -> str:
+    return json.dumps(board, ensure_ascii=False, separators=(",", ":"))
 
 
 def _inline(text: str) -> str:

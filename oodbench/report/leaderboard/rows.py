@@ -41,8 +41,9 @@ class BoardRow:
     group     access of the method, one of oodbench.method.access.GROUPS
     scope     settings that differ between rows of this benchmark and encoder; rows are ranked within one scope
     spread    OOD set or average -> metric -> `± 0.12` over seeds
+    recomputed  whether its numbers were computed again from its scores per image
     unranked  why the row is not ranked, "" if it is
-    by        author of the result: the handle of a submission, the sources of a published result, else ""
+    by        author of the result: the handle of a submission, oodbench, the sources of a published result, else ""
     stated    statement of the submitter
     links     name -> address: the paper, the code, and the submission in its repository
     """
@@ -58,6 +59,7 @@ class BoardRow:
     values: Values
     records: tuple[str, ...]
     spread: dict[str, dict[str, str]] = field(default_factory=dict)
+    recomputed: bool = False
     unranked: str = ""
     by: str = ""
     stated: dict[str, str] = field(default_factory=dict)
@@ -91,7 +93,7 @@ def _rows(
     for line_results in lines:
         by_owner.setdefault(by_digest[line_results[0].digest].by, []).append(line_results)
     named = [pair for found in by_owner.values() for pair in zip(line_names(found), found, strict=True)]
-    settings = "; ".join(filter(None, (prompts.title, *comparable.differences)))
+    settings = "; ".join(filter(None, (prompts.title, *comparable.differences, *comparable.sizes)))
     for name, results in named:
         first, evidence = results[0], [by_digest[row.digest] for row in results]
         line = TableLine(name, (), first, access=card(first), others=tuple(results[1:]))
@@ -118,6 +120,7 @@ def _rows(
             values=values,
             records=(record,),
             spread=spread,
+            recomputed=all(one.recomputed for one in evidence),
             unranked=_unranked(line, evidence),
             by=evidence[0].by,
             stated=_stated(submission) if submission else {},
@@ -172,17 +175,25 @@ def _unranked(line: TableLine, collected: Sequence[CollectedResult]) -> str:
 
 
 def published(quotes: Sequence[Quote], records: Records, rows: Sequence[BoardRow]) -> list[BoardRow]:
-    """Return rows of published results, ranked in the scope of the first ranked results of their encoder in `rows`."""
-    scopes: dict[tuple[str, str], str] = {}
+    """Return rows of published results.
+
+    They are ranked with the ranked results of their encoder in `rows`, unless these have several settings: which of
+    these a publication has is not known. Test-time adaptation is ranked within one source alone.
+    """
+    scopes: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         if not row.unranked and row.group != TEST_TIME:
-            scopes.setdefault((row.benchmark, row.encoder), row.scope)
+            scopes.setdefault((row.benchmark, row.encoder), set()).add(row.scope)
     out = []
     for same in agreeing(quotes):
         first = same[0]
         addresses = tuple(records.add_quote(one) for one in same)
         encoder = encoder_of(first)
-        stream = f"protocol of the source, order {first.order}" if first.card.stream else ""
+        scope, *others = scopes.get((first.benchmark, encoder), {""})
+        if first.card.stream:
+            scope = f"protocol of {first.source}; order not stated"
+        elif others:
+            scope = "settings of the publications"
         values = {name: {m: v.value for m, v in found.items() if m in METRICS} for name, found in first.cells.items()}
         out.append(
             BoardRow(
@@ -192,11 +203,11 @@ def published(quotes: Sequence[Quote], records: Records, rows: Sequence[BoardRow
                 encoder=encoder,
                 architecture=first.architecture or encoder,
                 group=first.card.group,
-                scope=stream or scopes.get((first.benchmark, encoder), ""),
+                scope=scope,
                 evidence=SEVERAL if several(same) else ONE,
                 values={name: found for name, found in values.items() if found},
                 records=addresses,
-                by=", ".join(q.key.partition(":")[2] for q in same),
+                by="; ".join(q.source for q in same),
             )
         )
     return out

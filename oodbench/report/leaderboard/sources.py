@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oodbench.errors import UserError, printable, raise_all
+from oodbench.data.paths import reference
+from oodbench.errors import UserError, raise_all
 from oodbench.report.leaderboard.evidence import FAILED, IMPORTED, MEASURED, VERIFIED
-from oodbench.report.submission import FILE, Submission, read_submission
+from oodbench.report.submission import FILE, Claims, Submission, read_submission, wrong_files, wrong_place
 from oodbench.report.tables.access import access_problem
 from oodbench.report.verify import verify
-from oodbench.results import Result, read, row_files
-
-log = logging.getLogger(__name__)
+from oodbench.results import METRICS, Result, may_be_result, read, row_files
 
 
 @dataclass(frozen=True)
 class CollectedResult:
-    """A result, its file and the given folder; `submission` has the submitter's statement.
+    """A result, its file and the folder that was named.
 
-    If its verification had `problems`, its numbers are not shown.
+    submission  statement of the submitter
+    problems    those of its verification; then its numbers are not shown
+    recomputed  whether its numbers were computed again from its scores per image
+    own         whether it is one of the project's own results, which are shipped with oodbench
     """
 
     result: Result
@@ -33,6 +33,8 @@ class CollectedResult:
     evidence: str
     submission: Submission | None = None
     problems: tuple[str, ...] = ()
+    recomputed: bool = False
+    own: bool = False
 
     @property
     def why_failed(self) -> str:
@@ -41,8 +43,8 @@ class CollectedResult:
 
     @property
     def by(self) -> str:
-        """The handle of the submission, or ""."""
-        return f"@{self.submission.handle}" if self.submission else ""
+        """Whose result it is: the handle of the submission, oodbench, or ""."""
+        return f"@{self.submission.handle}" if self.submission else "oodbench" if self.own else ""
 
     @property
     def source(self) -> str:
@@ -67,44 +69,45 @@ class CollectedResults:
 def collect(folders: Sequence[Path], output: Path | None = None) -> CollectedResults:
     """Read and verify the results below some folders; files below `output` are not read.
 
-    A result found in several folders counts once, with its submission and the best evidence.
-    Raises UserError for a folder that is missing, unreadable or without results.
+    A result found in several folders counts once, with its submission and the best evidence; that of a second
+    submitter is refused. Raises UserError for a folder that is missing, unreadable or without results.
     """
     raise_all([problem for folder in folders if (problem := _problem(folder))])
-    best: dict[str, CollectedResult] = {}
+    found: list[CollectedResult] = []
     unreadable: dict[str, str] = {}
     for folder in folders:
-        paths = [path for path in row_files(folder) if not (output and path.resolve().is_relative_to(output))]
-        paths = [path for path in paths if _may_be_result(path)]
-        if not paths:
-            raise UserError(f"{folder} has no results; create some with: oodbench run --results {_quoted(folder)}")
-        for path in paths:
+        for path in _files(folder, output):
             try:
-                found = _collected(path, folder)
+                found.append(_collected(path, folder))
             except UserError as error:
                 unreadable |= {problem: _inside(problem, folder) for problem in error.problems}
-                continue
-            other = best.get(found.result.digest)
-            if other is None or _rank(found) > _rank(other):
-                best[found.result.digest] = found
+    best: dict[str, CollectedResult] = {}
+    claims = Claims()
+    for one in sorted(found, key=lambda one: (not one.own, one.submission.created if one.submission else "")):
+        if one.by and (problem := claims.problem(one.by, one.result.digest, one.path.relative_to(one.folder))):
+            unreadable[f"{one.path}: {problem}"] = _inside(f"{one.path}: {problem}", one.folder)
+            continue
+        other = best.get(one.result.digest)
+        if other is None or _rank(one) > _rank(other):
+            best[one.result.digest] = one
     return CollectedResults(tuple(best.values()), unreadable)
+
+
+def _files(folder: Path, output: Path | None) -> list[Path]:
+    """Return the files of a folder that may be results, sorted. Raise UserError if there is none."""
+    submitted = (path for one in folder.rglob(FILE) for path in one.parent.glob("*.json"))  # a handle may be `runs`
+    every = sorted({*row_files(folder), *submitted})
+    outside = [path for path in every if not (output and path.resolve().is_relative_to(output))]
+    if found := [*filter(may_be_result, outside)]:
+        return found
+    if any(map(may_be_result, every)):
+        raise UserError(f"all results of {folder} are below --output; name another folder, such as --output site")
+    raise UserError(f"{folder} has no results; create some with: oodbench run --results {_quoted(folder)}")
 
 
 def _inside(text: str, folder: Path) -> str:
     """Make the paths in a text relative to a folder: the page shows no paths of the machine that built it."""
     return text.replace(f"{folder}/", "").replace(f"{folder.resolve()}/", "")
-
-
-def _may_be_result(path: Path) -> bool:
-    """Return whether a file may be a (damaged) result; other JSON files are logged and skipped."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return True
-    known = isinstance(found, dict) and "digest" in found
-    if not known:
-        log.warning("%s is JSON, but not a result: skipped", printable(str(path)))
-    return known
 
 
 def _problem(folder: Path) -> str:
@@ -124,10 +127,23 @@ def _collected(path: Path, folder: Path) -> CollectedResult:
     result = read(path)
     submission = read_submission(path.parent) if os.path.lexists(path.parent / FILE) else None
     has_scores = result.status == "ok" and os.path.lexists(path.with_suffix(".parquet"))
-    problems = next(verify(path)).problems if has_scores else tuple(filter(None, [access_problem(result)]))
+    problems = list(next(verify(path)).problems) if has_scores else [*_without_scores(result)]
+    if submission:
+        problems += [*wrong_files(submission, {path.name, *submission.files}), wrong_place(submission, result)]
+    problems = list(filter(None, problems))
     evidence = FAILED if problems else IMPORTED if result.imported else VERIFIED if has_scores else MEASURED
-    return CollectedResult(result, path, folder, evidence, submission, problems)
+    own = (shipped := reference()) is not None and folder.resolve() == shipped.resolve()
+    return CollectedResult(result, path, folder, evidence, submission, tuple(problems), has_scores, own)
+
+
+def _without_scores(row: Result) -> Iterator[str]:
+    """Yield what is wrong with a result by itself: an access that is not its method's, and impossible numbers."""
+    yield access_problem(row)
+    for one in row.ood:
+        for metric in METRICS:
+            if not 0 <= getattr(one, metric) <= 1:
+                yield f"{one.dataset}: {metric} is {getattr(one, metric)}, not between 0 and 1"
 
 
 def _rank(one: CollectedResult) -> tuple[bool, bool, bool]:
-    return not one.problems, bool(one.submission), one.evidence == VERIFIED
+    return not one.problems, bool(one.submission), one.recomputed

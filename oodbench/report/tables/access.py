@@ -36,11 +36,16 @@ def card(row: Result) -> Access | None:
 
 
 def access_problem(row: Result) -> str:
-    """Return a problem if the card of a result differs from that of its method in the same version, else ""."""
-    declared, info = _declared(row), _installed().get(row.method)
-    if not row.access or declared is None or info is None or info.source != row.source or card(row) == declared:
+    """Return how the card of a result differs from that of its method, or "".
+
+    Another version of a built-in method may have seen more than the installed one, but not less.
+    """
+    declared, found, info = _declared(row), card(row), _installed().get(row.method)
+    if not row.access or found is None or declared is None or info is None or found == declared:
         return ""
-    return f"its access is {card(row)}, that of {row.method} is {declared}"
+    if info.source != row.source and (info.origin != "built-in" or both(found, declared) == found):
+        return ""
+    return f"its access is {found}, that of {row.method} is {declared}"
 
 
 def _declared(row: Result) -> Access | None:

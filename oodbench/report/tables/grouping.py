@@ -23,12 +23,14 @@ _DERIVED = ("identity", "notes")  # parts of the encoder's card that follow from
 class TableGroup:
     """Comparable results, each with its position in the input, and the `facts` in which they agree.
 
-    `differences` are the settings that differ from other groups of this benchmark and encoder, for the caption.
+    `differences` are the settings that differ from other groups of this benchmark and encoder, for the caption; `sizes` are
+    numbers of images and groups of sets in which they differ, which the caption of a table states anyway.
     """
 
     facts: dict[str, str]
     numbered: list[tuple[int, Result]] = field(default_factory=list)
     differences: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
 
     @property
     def results(self) -> list[Result]:
@@ -147,9 +149,21 @@ def _find_differences(family: Sequence[TableGroup]) -> None:
     for name in differing:
         if name.removesuffix("images") + "n" in stated:
             stated.add(name)
+    whole = [g.facts for g in family if "limit" not in g.facts and not _partial(g.facts)]
+    whole = [
+        known for known in whole if any(name.endswith(" group") for name in known)
+    ]  # of a failed result none is known
+    sizes = [n for n in sorted(stated) if n.endswith((" n", " group")) and len({known.get(n) for known in whole}) > 1]
     for member in family:
+        member.sizes = tuple(_size(name, member.facts[name]) for name in sizes if name in member.facts)
         shown = (name for name in differing if name not in stated and name in member.facts)
         member.differences = tuple(f"{name} {_short(member.facts[name])}" for name in shown)
+
+
+def _size(name: str, value: str) -> str:
+    """Return `OOD sun: 200 images`, or `OOD sun: group near`."""
+    place, _, what = name.rpartition(" ")
+    return f"{place}: {value} images" if what == "n" else f"{place}: group {value or 'none'}"
 
 
 def _text(value: object) -> str:
