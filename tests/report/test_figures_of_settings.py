@@ -13,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from sklearn.metrics import roc_curve
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.report.figures import FigureOptions, Plot, encoder_plots, plots
 from oodbench.report.figures.densities import scaled
 from oodbench.report.figures.encoders import encoder_names, operations

@@ -287,7 +287,7 @@ def test_names_of_variants_groups_encoders_and_near_sets_are_changed() -> None:
         r"\textit{No training}",
         "encoder CLIP-B.",
         r"{Hard OOD}",
-        "Hard: ",
+        "Hard OOD: ",
         "{Avg.}",
     ):
         assert shown in found, shown

@@ -77,7 +77,7 @@ def test_texts_are_those_of_the_command(folder: Path, options: dict[str, Any], a
 
 
 def test_options_of_one_text_replace_those_of_the_report(folder: Path) -> None:
-    found = oodbench.report(str(folder), sort="auroc", transpose=True, cite=True, long=True)
+    found = oodbench.report(str(folder), sort="auroc", transpose=True, standalone=True, long=True)
     first = found.to_frame(id="toy", encoder="ViT-B-16", sort="seconds", long=False)
     assert list(first.label[:2]) == ["m5", "m1"]
     assert found.to_markdown(id="other").count("M4") == 1
