@@ -99,6 +99,37 @@ def test_wrong_options_are_told_at_once(folder: Path) -> None:
         oodbench.report(folder).save("page.pdf")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"caption": "shrot"}, "no caption 'shrot'; did you mean 'short'?"),
+        ({"label": "a b"}, "--label 'a b' cannot be read by LaTeX"),
+        ({"decimals": True}, "decimals must be a whole number, not True"),
+        ({"decimals": 2.0}, "decimals must be a whole number, not 2.0"),
+        ({"decimals": 11}, "--decimals must be 0 to 10, not 11"),
+        ({"top": True}, "top must be a whole number, not True"),
+        ({"methods": 5}, "methods must be a text, or a list of texts, not 5"),
+        ({"methods": [1]}, r"methods must be a text, or a list of texts, not \[1\]"),
+        ({"quote": None}, "quote must be a text, or a list of texts, not None"),
+        ({"sort": None}, "sort must be a text, not None"),
+        ({"rename": {"m1": 1}}, "rename must be texts by name, not {'m1': 1}"),
+        ({"rename": ["=x"]}, "--rename '=x' is not NAME=TEXT"),
+        ({"tests": "no"}, "tests must be True or False, not 'no'"),
+        ({"percent": "x"}, "percent must be True or False, not 'x'"),
+        ({"cite": True, "transpose": True}, "--cite does not go with --transpose"),
+    ],
+)
+def test_values_that_the_command_refuses_are_refused_at_once(folder: Path, options: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        oodbench.report(folder, **options)
+
+
+def test_values_of_other_types_that_mean_the_same_are_taken(folder: Path) -> None:
+    found = oodbench.report(folder, methods=("m1",), rename="m1=X", decimals=None, top=None, tests=None)
+    assert found.to_markdown() == oodbench.report(folder, methods="m1", rename={"m1": "X"}).to_markdown()
+    assert "| X |" in found.to_markdown()
+
+
 def test_frames_hold_what_csv_does(folder: Path) -> None:
     found = oodbench.report(folder, id="toy", encoder="ViT-B-16")
     for frame, text in ((found.to_frame(), found.to_csv()), (found.to_frame(long=True), found.to_csv(long=True))):

@@ -18,6 +18,7 @@ from oodbench.cli import main
 from oodbench.errors import UserError
 from oodbench.method import Access
 from oodbench.report.options import TableOptions, check, parse
+from oodbench.report.output import OutputOptions, build_tables, check_request
 from oodbench.report.tables.published import PublishedValue, Quote, with_quotes
 from oodbench.results import IdRow, Result, SetRow, frame
 from tests.report.stream_rows import on, stream
@@ -93,6 +94,7 @@ EVERY = (
         ({"top": 2}, ["M3", "M5"]),
         ({"top": 1, "sort": "accuracy"}, ["M5"]),
         ({"top": 5, "sort": "seconds"}, ["M5", "M1", "M3", "M4", "M2"]),
+        ({"top": 1}, ["M3", "M5"]),  # equal to the last one
     ],
 )
 def test_lines_are_sorted_by_the_average_over_the_sets_shown(options: dict[str, Any], shown: list[str]) -> None:
@@ -148,6 +150,8 @@ def test_parts_of_streams_have_the_lines_of_their_table() -> None:
     tables = report.tables(rows, TableOptions(stream_parts=True, top=2))
     assert len(tables) == 3
     assert len({tuple(names(table)) for table in tables}) == 1 and names(tables[0])[0].startswith("S1")
+    by = [text for table in tables for text in table.caption if text.startswith("Shown: ")]
+    assert by == [f"Shown: the best 2 by AUROC{x}." for x in ("", *[" over all images of the streams"] * 2)]
 
 
 OTHERS = (
@@ -225,7 +229,15 @@ def test_explain_and_verify_look_at_what_is_chosen(folder: Path) -> None:
     one = call(folder, "--explain", "m3", "a", "--encoder", "RN50").output
     assert both.count("The cell: a") == 2 and one.count("The cell: a") == 1 and "RN50/openai" in one
     assert len(call(folder, "--verify", "--id", "other").output.splitlines()) == 3  # a result, its problem, the sum
-    assert "did you mean 'other'" in call(folder, "--verify", "--id", "othr").stderr
+    for more, said in (
+        (("--id", "othr"), "did you mean 'other'"),
+        (("--ood", "q"), "no results with OOD set 'q'"),
+        (("--format", "x", "--cite"), "leave --format, --cite out"),
+        (("--sort", "auroc"), "leave --sort out"),
+    ):
+        for single in (("--verify",), ("--explain", "m3", "a")):
+            assert said in call(folder, *single, *more).stderr
+    assert "leave --explain out" in call(folder, "--verify", "--explain", "m3", "a").stderr
 
 
 def test_a_missing_folder_is_said_before_anything_else(tmp_path: Path) -> None:
@@ -269,3 +281,54 @@ def test_lines_of_a_transposed_table_name_near_and_far() -> None:
     (table,) = report.tables([grouped], TableOptions(metrics=("auroc",)))
     sections = [line.section for line in report.transposed(table).lines]
     assert sections == ["Near OOD: A", "Far OOD: B", "Average"]
+
+
+def seeds(method: str, *values: float, **changes: Any) -> list[Result]:
+    runs = ({"seed": seed, "precision": "fp32"} for seed in range(len(values)))
+    return [row(method, x, x, run=run, **changes) for x, run in zip(values, runs, strict=True)]
+
+
+def test_averages_over_seeds_are_sorted_in_every_format(tmp_path: Path) -> None:
+    lucky, steady = seeds("lucky", 0.95, 0.7, 0.7), seeds("steady", 0.9, 0.9, 0.9)
+    for number, one in enumerate((*lucky, *steady)):
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs" / f"{number}.json").write_text(one.to_json())
+    options = ("--seeds", "--sort", "auroc", "--top", "1", "--no-tests")
+    for form in (("--format", "csv"), ("--format", "csv", "--long"), ("--format", "markdown"), ()):
+        text = call(tmp_path, *options, *form).output
+        assert "STEADY, 3 seeds" in text and "LUCKY" not in text, form
+
+
+def test_averages_that_differ_by_rounding_are_equal() -> None:
+    rows = [row("m1", 0.1, 0.2, 0.3), row("m2", 0.3, 0.2, 0.1), row("m3", 0.2, 0.1, 0.3), row("m4", 0.1, 0.1, 0.1)]
+    assert sum((0.1, 0.2, 0.3)) != sum((0.3, 0.2, 0.1))  # as floats
+    (table,) = report.tables(rows, TableOptions(top=1, sort="auroc"))
+    assert names(table) == ["M1", "M2", "M3"]
+
+
+def test_measured_lines_are_not_below_the_heading_of_quoted_ones() -> None:
+    one = Quote("q:x", "q", "Q", "toy", "paper", "high", {}, {}, architecture="ViT-B-16")
+    options = TableOptions(group="none", ours=("m1",), top=2, metrics=("seconds",))
+    (table,) = with_quotes(report.tables(EVERY[:5], options), [one], options)
+    assert [(line.section, line.ours) for line in table.lines] == [
+        *[("", False)] * 2,
+        ("", True),
+        ("Quoted, not run here", False),
+    ]
+    assert "2 of 5 lines are left out." in table.caption  # nothing is marked in seconds
+    assert not [text for text in table.caption if text.startswith("Nothing")]
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [("coop[K=4]", "method."), ("coop[K=4,seed=1]", "method."), ("coop[K=4], m1", "methods.")],
+)
+def test_own_methods_may_be_named_without_the_seed_of_their_training(ours: str, said: str) -> None:
+    weights = [{"digest": f"d{seed}", "recipe": {"seed": seed, "id": {"shots": 4}}} for seed in (1, 2)]
+    coop = [row("coop", 0.8, label=f"coop[K=4,seed={seed}]", weights=w) for seed, w in enumerate(weights, 1)]
+    rows = [*coop, row("m1", 0.5), row("m3", 0.7), row("m4", 0.6)]
+    request, chosen = OutputOptions(tests=False), parse({"ours": ours, "top": 1, "seeds": True, "group": "none"})
+    check_request(request, chosen, rows)
+    (table,) = build_tables(rows, {}, chosen, request)
+    assert next(line.name for line in table.lines if line.ours) == "COOP (K=4), 2 seeds"
+    assert [text for text in table.brief if text.endswith(f"by AUROC and our own {said}")]

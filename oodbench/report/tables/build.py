@@ -227,10 +227,12 @@ def _brief(
     shown = [s for s in model.ood if not options.sets or s.dataset in options.sets]
     if len(shown) < len(model.ood):
         yield f"Shown: {len(shown)} of {len(model.ood)} OOD sets."
-    if any(len(line.results) > 1 for line in lines):
+    several = any(len(line.results) > 1 for line in lines)
+    if several:
         yield f"±: standard deviation over {'stream ' if model.stream else ''}seeds."
     if options.intervals:
         level = f"{100 * float(model.uncertainty.get('level', 0.95)):g} % interval"
+        level += " of the first stream seed" if several else ""
         yield f"±: half the {level}." if options.intervals == "half" else f"In brackets: the {level}."
 
 
