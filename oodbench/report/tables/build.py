@@ -191,9 +191,8 @@ def _table(
     ordered = arranged(found, options.group)
     ranked = (_ranked(block, groups, options, test) if may else block for block, may in blocks(ordered))
     every = [line for block in ranked for line in block]
-    lines, tied = first_of_each_group(
-        every, options.top
-    )  # after the marks: what is left out may be the best of a column
+    # After the marks: what is left out may be the best of a column.
+    lines, tied = first_of_each_group(every, options.top)
     order = tuple(_order(by, every, lines, options, part, tied=tied))
     benchmark = f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}"
     stream = (TITLE, PARTS.get(part, "")) if model.stream else ()
