@@ -304,6 +304,10 @@ def test_averages_that_differ_by_rounding_are_equal() -> None:
     assert sum((0.1, 0.2, 0.3)) != sum((0.3, 0.2, 0.1))  # as floats
     (table,) = report.tables(rows, TableOptions(top=1, sort="auroc"))
     assert names(table) == ["M1", "M2", "M3"]
+    zero = [row("m1", 1.0), row("m2", 1.0), row("m3", 0.9), failed("m4"), failed("m5")]
+    for top, shown in ((1, ["M1", "M2"]), (2, ["M1", "M2"]), (4, ["M1", "M2", "M3", "M4"])):  # FPR95 of 0; failed ones
+        (table,) = report.tables(zero, TableOptions(top=top, sort="fpr95"))
+        assert names(table) == shown
 
 
 def test_measured_lines_are_not_below_the_heading_of_quoted_ones() -> None:

@@ -113,9 +113,9 @@ def arranged(lines: Iterable[TableLine], how: str) -> tuple[TableLine, ...]:
 
 
 def first_of_each_group(lines: Sequence[TableLine], count: int | None) -> tuple[tuple[TableLine, ...], bool]:
-    """Return the first lines of each section with those of `--ours`, and whether a section has more than `count`.
+    """Return the first lines of each section with those of `--ours`, and whether some equal the last one.
 
-    Lines whose number equals the last one's are kept, too. None: all lines are kept.
+    Those whose number equals that of the last of `count` lines are kept, too; None: all lines are kept.
     """
     kept: list[TableLine] = []
     tied = False
@@ -123,7 +123,8 @@ def first_of_each_group(lines: Sequence[TableLine], count: int | None) -> tuple[
         members = list(found)
         others = [line for line in members if not line.ours]
         first, rest = others[:count], others[count:] if count else []
-        equal = [line for line in rest if line.rank == first[-1].rank and math.isfinite(line.rank or math.inf)]
+        last = first[-1].rank if first else None
+        equal = [line for line in rest if line.rank == last is not None and math.isfinite(last)]
         kept += [*first, *equal, *(line for line in members if line.ours)]
         tied = tied or bool(equal)
     return tuple(kept), tied
