@@ -222,7 +222,7 @@ class Report:
         """Yield the figures, each drawn when it is requested; `plot.png()` and `plot.pdf()` are their files.
 
         Arguments:
-            kinds    some of the kinds of `oodbench report --kind`, such as "roc,overview", in this order; () for all
+            kinds    some kinds of figures, such as "roc,overview", in this order; () for all (docs/figures.md)
             width    for a paper: "column", "page", inches, or a length such as "84mm"; "" for screens
             data     folder of the datasets, which the figures of mistakes read
             options  options of `oodbench.report` that choose results: methods, ood, encoder, id, sort, top
