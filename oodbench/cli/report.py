@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ _TABLE = (
     "style",
 )
 
-_CHOICE = ("methods", "sets", "encoders", "ids", "sort", "top")  # options of tables that apply to all formats
+_CHOSEN = ("methods", "sets", "encoders", "ids")
+_CHOICE = (*_CHOSEN, "sort", "top")  # options of tables that apply to all formats
 
 
 def _figure_kinds() -> tuple[str, ...]:
@@ -194,7 +196,12 @@ def report(
     if data and not figures and (options["form"] != "html" or options["with_figures"] is False):
         raise UserError("--data has the images for figures: use it with --format figures or --format html")
     if figures:
-        _check_options_of_figures()
+        used = (*_CHOICE, "form", "output", "data", "kinds", "width")
+        _refuse_others(used, "--format figures only draws figures; use {} in a separate command")
+    if check:
+        _refuse_others((*_CHOSEN, "check"), "--verify only recomputes the numbers: leave out {}")
+    if explain:
+        _refuse_others((*_CHOSEN, "explain"), "--explain only prints what a cell depends on: leave out {}")
     table_options, output_options = _parse(options)
     if check:
         sys.exit(_verify(results, uri, table_options))
@@ -242,17 +249,17 @@ def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
     )
 
 
-def _check_options_of_figures() -> None:
-    """Raise UserError for options that figures would ignore."""
+def _refuse_others(used: Sequence[str], message: str) -> None:
+    """Raise UserError for options that would be ignored; those that name the results are always used."""
     context = click.get_current_context()
-    used = {"results", *_CHOICE, "form", "output", "data", "uri", "experiment", "kinds", "width"}
+    used = (*used, "results", "uri", "experiment")
     given = [
         option.opts[0]
         for option in context.command.params
         if option.name not in used and context.get_parameter_source(option.name or "") == ParameterSource.COMMANDLINE
     ]
     if given:
-        raise UserError(f"--format figures only draws figures; use {', '.join(given)} in a separate command")
+        raise UserError(message.format(", ".join(given)))
 
 
 def _write_figures(gathered: LoadedResults, options: TableOptions, request: OutputOptions, data: Path | None) -> None:
@@ -280,7 +287,7 @@ def _verify(results: Path, uri: str, options: TableOptions) -> int:
 
     if uri:
         raise UserError("--verify reads the scores per image, which are in the results folder: leave out --mlflow")
-    if options.methods or options.encoders or options.ids:
+    if options.methods or options.encoders or options.ids or options.sets:
         check_choice(options, [row for _, row in rows(results)])
     checks = list(verify(results, options.chooses))
     wrong = [check for check in checks if check.problems]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args, get_type_hints
 
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.report.options import TableOptions, is_comparison, names, parse
@@ -103,6 +104,26 @@ def gather(results: Path, uri: str, experiment: str) -> LoadedResults:
     return LoadedResults(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
 
 
+def _wrong(name: str, value: object) -> str:
+    """Return what an option must be if a value has another type, else ""."""
+    hint = get_type_hints(ReportOptions)[name]
+    if value is None and NoneType in get_args(hint):
+        return ""
+    if bool in (hint, *get_args(hint)):
+        return "" if isinstance(value, bool) else "True or False"
+    if int in get_args(hint):
+        return "" if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+    if name == "rename" and isinstance(value, Mapping):
+        return "" if _texts([*value, *value.values()]) else "texts by name"
+    if hint == Texts or name == "rename":
+        return "" if isinstance(value, str) or _texts(value) else "a text, or a list of texts"
+    return "" if isinstance(value, str) else "a text"
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, Collection) and all(isinstance(one, str) for one in value)
+
+
 class Report:
     """The report of some results: tables, in the formats of `oodbench report`. Files are read only once.
 
@@ -116,6 +137,8 @@ class Report:
 
     def __init__(self, found: LoadedResults, results: Path | None, options: ReportOptions) -> None:
         self._found, self._results, self._given = found, results, options
+        for form in ("latex", "csv"):  # whose own options the terminal passes over
+            self._request(form, {})
         self._build("terminal", {})
 
     def __repr__(self) -> str:
@@ -199,7 +222,7 @@ class Report:
         """Yield the figures, each drawn when it is requested; `plot.png()` and `plot.pdf()` are their files.
 
         Arguments:
-            kinds    some of the kinds that the option `--kind` takes, such as "roc,overview", in this order; () for all
+            kinds    some kinds of figures, such as "roc,overview", in this order; () for all (docs/figures.md)
             width    for a paper: "column", "page", inches, or a length such as "84mm"; "" for screens
             data     folder of the datasets, for the figures of mistakes
             options  options of `oodbench.report` that select results: methods, ood, encoder, id, sort, top
@@ -225,15 +248,28 @@ class Report:
     def _build(
         self, form: str, options: Mapping[str, Any], output: Path | None = None
     ) -> tuple[list[Table], TableOptions, OutputOptions]:
-        """Return the tables of a format, and its options. Raise UserError with all problems of the options."""
+        """Return the tables of a format with its options. Raise UserError with all problems of these."""
+        table_options, request = self._request(form, options, output)
+        return build_tables(self._found.results, self._found.paths, table_options, request), table_options, request
+
+    def _request(
+        self, form: str, options: Mapping[str, Any], output: Path | None = None
+    ) -> tuple[TableOptions, OutputOptions]:
+        """Return the options of a format. Raise UserError with all their problems."""
         kept = {name: value for name, value in self._given.items() if form in _ALONE.get(name, (form,))}
         given: dict[str, Any] = {**kept, **options}
         known = list(ReportOptions.__annotations__)
         raise_all([f"no option '{name}'{did_you_mean(name, known)}" for name in given if name not in known])
+        wrong = {name: kind for name, value in given.items() if (kind := _wrong(name, value))}
+        problems = [f"{name} must be {kind}, not {given.pop(name)!r}" for name, kind in wrong.items()]
         spelled = {_SPELLED.get(name, name): value for name, value in given.items()}
-        table_options = parse({name: value for name, value in spelled.items() if name in _OF_TABLES})
-        others = {name: value for name, value in spelled.items() if name not in _OF_TABLES}
-        others |= {"quotes": names(others.get("quotes", ())), "compare": is_comparison(others.get("compare", ""))}
-        request = OutputOptions(form=form, output=output, **others)
-        check_request(request, table_options, self._found.results)
-        return build_tables(self._found.results, self._found.paths, table_options, request), table_options, request
+        try:
+            table_options = parse({name: value for name, value in spelled.items() if name in _OF_TABLES})
+            others = {name: value for name, value in spelled.items() if name not in _OF_TABLES}
+            others |= {"quotes": names(others.get("quotes", ())), "compare": is_comparison(others.get("compare", ""))}
+            request = OutputOptions(form=form, output=output, **others)
+            check_request(request, table_options, self._found.results)
+        except UserError as error:
+            problems += error.problems
+        raise_all(problems)
+        return table_options, request

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +107,8 @@ def parse(given: Mapping[str, Any]) -> TableOptions:
     for name in words.keys() & _NAMES:
         words[name] = names(words[name], labels=name in ("methods", "ours"))
     if "rename" in words:
-        pairs = words["rename"].items() if isinstance(words["rename"], Mapping) else words["rename"]
+        pairs = [words["rename"]] if isinstance(words["rename"], str) else words["rename"]
+        pairs = pairs.items() if isinstance(pairs, Mapping) else pairs
         words["rename"] = tuple(_renamed(one) if isinstance(one, str) else one for one in pairs)
     return TableOptions(**words)
 
@@ -132,10 +132,12 @@ def is_comparison(text: str) -> bool:
 
 def _renamed(text: str) -> tuple[str, str]:
     """Parse NAME=TEXT. Raise UserError if there is no name."""
-    found = re.match(r"((?:\[[^\]]*\]|[^\[=])+)=(.*)", text, re.DOTALL)  # a label has signs: energy[scale=1]=Energy
-    if not found or not found[1].strip():
+    text = text.strip()
+    name = next(iter(split(text, "=")), "")  # signs in brackets are the name's: energy[scale=1]=Energy
+    rest = text.removeprefix(name).lstrip()
+    if text.startswith("=") or not rest.startswith("="):
         raise UserError(f"--rename '{text}' is not NAME=TEXT, such as --rename iNaturalist=iNat")
-    return found[1].strip(), found[2].strip()
+    return name, rest[1:].strip()
 
 
 def _of_method(row: Result) -> set[str]:

@@ -24,6 +24,7 @@ from oodbench.report.tables.build import tables, tester
 from oodbench.report.tables.published import compare_with_published, quote, quotes, with_quotes
 from oodbench.report.tables.rename import check as check_names
 from oodbench.report.tables.rename import names, renamed
+from oodbench.report.tables.rows import seedless_label
 from oodbench.report.tables.table import Table, transposed
 from oodbench.results import Result
 from oodbench.storage.files import atomic_write, real_path
@@ -107,6 +108,8 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         problems.append("--standalone goes with --format latex")
     if options.cite and request.form != "latex":
         problems.append("--cite goes with --format latex")
+    if options.cite and options.transpose:
+        problems.append("--cite does not go with --transpose, whose columns are the methods")
     if request.form in _FILES and not (request.output or request.bib):
         problems.append(f"--format {request.form} writes a file: name it with --output FILE")
     if request.form == "html" and options.transpose:
@@ -157,7 +160,9 @@ def _problems_of_latex(request: OutputOptions) -> list[str]:
 
 
 def _problems_of_ours(options: TableOptions, rows: Sequence[Result], chosen: Sequence[Result]) -> list[str]:
-    known, shown = ({name for row in some for name in (row.method, row.label)} for some in (rows, chosen))
+    known, shown = (
+        {name for row in some for name in (row.method, row.label, seedless_label(row))} for some in (rows, chosen)
+    )
     return [
         f"--ours {name} is not shown: --methods, --encoder or --id excludes it"
         if name in known
@@ -178,7 +183,8 @@ def build_tables(
 ) -> list[Table]:
     """Build the requested tables; `paths` are the results' files by digest."""
     if request.form in _DATA or request.bib:
-        options = dataclasses.replace(options, seeds=False, transpose=False)
+        # Rows are results; those of several seeds are sorted together.
+        options = dataclasses.replace(options, seeds=options.seeds and bool(options.sort_metric), transpose=False)
     wanted = request.tests is not False and request.form not in _DATA and not request.bib
     quick = request.tests is None and request.form == "terminal"
     test = tester(paths, options, quick=quick) if wanted else None

@@ -18,7 +18,7 @@ import oodbench.report as report
 from oodbench.errors import UserError
 from oodbench.method import Access
 from oodbench.report.formats.paper import COLUMN, LAYOUTS, PAGE, layout, paper, width
-from oodbench.report.options import TableOptions
+from oodbench.report.options import TableOptions, parse
 from oodbench.report.output import OutputOptions, build_tables, check_request, render_text
 from oodbench.report.tables.table import Table
 from oodbench.results import Result, SetRow
@@ -101,6 +101,9 @@ def test_a_table_wider_than_a_page_is_split_into_panels_with_a_warning(caplog: p
     found = text_of(rows([(f"set-{i}", "near" if i < 8 else "far") for i in range(20)]))
     assert found.count(r"\begin{tabular}") > 1 and "\n% Panels: the table is wider than 496pt" in found
     assert "wider than a page" in caplog.text and "--ood" in caplog.text
+    caplog.clear()
+    assert text_of(rows(MOS, 60), transpose=True).count(r"\begin{tabular}") > 1
+    assert "--methods or --top" in caplog.text and "--ood" not in caplog.text
     few = text_of(rows([("ssb-hard", "near"), *((f"set-{i}", "far") for i in range(12))]))
     heads = [re.findall(r"(Near|Far) OOD", part) for part in few.split(r"\begin{tabular}")[1:]]
     assert heads[0] == ["Near", "Far"] and all(head == ["Far"] for head in heads[1:]) and len(heads) > 1
@@ -112,6 +115,7 @@ def test_fonts_get_smaller_before_names_get_shorter_and_never_below_scriptsize()
     assert [one.short for one in steps] == sorted(one.short for one in steps)
     wide = text_of(rows(GROUPED))
     assert r"FPR$\downarrow$ & AUC$\uparrow$" in wide and "FPR: FPR95, AUC: AUROC." in plain(wide)
+    assert "FPR: FPR95, AUC: AUROC." in plain(text_of(rows(GROUPED), caption="full"))
     renamed = text_of(rows(GROUPED), rename=(("auroc", "AUR"),))
     assert r"AUR$\uparrow$" in renamed and "AUC" not in renamed
     for one, following in pairwise(steps):
@@ -177,6 +181,7 @@ def test_a_table_longer_than_a_page_continues_on_the_next() -> None:
     found = text_of([*rows(MOS, 40), *rows(MOS, 40, encoder=L14)])
     assert found.count(r"\begin{table*}") == 2 == found.count(r"\toprule")
     assert found.count(r"\label{") == 1 and found.count(r"\caption{Continued.}") == 1
+    assert found.count(r"\setlength{\belowcaptionskip}{6pt}") == 2  # the rule does not touch a caption
     for part in found.split(r"\end{table*}")[:2]:  # each has an encoder, as both do not fit
         assert len(re.findall(r"^M\d+ &", part, re.MULTILINE)) == 40
     (table,) = report.tables(rows(MOS[:1], 120))
@@ -195,6 +200,8 @@ def test_captions_are_short_and_the_full_ones_comments() -> None:
     assert caption and len(re.sub(r"\\\w+|[{}]", "", caption[1])) < 110
     assert re.search(r"^% \\caption\{\\textbf\{Toy, .*ID positive.*\}$", found, re.MULTILINE)
     assert "\n% M7 failed: no weights\\_here\n" in found and "Failed: M7." in plain(found)
+    assert "Failed: M7." in plain(text_of(results, transpose=True))
+    assert "Failed: M7 (ViT-B-16/openai)." in plain(text_of([*results[:4], *rows(MOS, encoder=L14)]))
     assert "Imported scores: M8." in plain(text_of([*results[3:], *rows((*MOS[1:2], ("dtd", "")))]))
     full = text_of(results, caption="full", label="tab:mine")
     assert r"\caption{\textbf{Toy, encoder ViT-B-16/openai.} FPR95" in full and "no weights" in plain(full)
@@ -224,12 +231,19 @@ def test_captions_are_short_and_the_full_ones_comments() -> None:
         ),
         ([row("mcm")], {"sets": ("sun",)}, "1 of 2 OOD sets."),
         ([shifted("tanl", "shuffled", i, i / 100) for i in range(2)], {"metrics": ("auroc",)}, "over stream seeds."),
+        (
+            [shifted("tanl", "shuffled", i, i / 100) for i in range(2)],
+            {"intervals": "half", "metrics": ("auroc",)},
+            r"In brackets: the 95 \% interval of the first stream seed.",
+        ),
+        ([shifted("tanl", "shuffled", 0, 0)], {"intervals": "half"}, r"In brackets: the 95 \% interval."),
+        (rows(MOS, 4), {"top": 2, "sort": "auroc"}, "Shown: the best 2 by average AUROC."),
     ],
 )
 def test_notes_are_short(results: list[Result], options: dict[str, Any], note: str) -> None:
     found = text_of(results, **options)
     (last,) = re.findall(r"\\parbox\{\\linewidth\}\{\\raggedright (.*)\}", found)
-    assert note in last and len(last) < 100
+    assert note in last and len(last) < 130
 
 
 def test_own_methods_are_the_last_rows_of_the_last_group_and_shaded() -> None:
@@ -287,10 +301,33 @@ def test_names_of_variants_groups_encoders_and_near_sets_are_changed() -> None:
         r"\textit{No training}",
         "encoder CLIP-B.",
         r"{Hard OOD}",
-        "Hard: ",
+        "Hard OOD: ",
         "{Avg.}",
     ):
         assert shown in found, shown
+
+
+@pytest.mark.parametrize(
+    ("pair", "shown", "hidden"),
+    [
+        ("energy[scale=1]=E", ("| E (seed 0) |", "| E (seed 1) |", "E (seed 1): low."), "Energy (scale=1, seed"),
+        ("energy[scale=1]=E", ("| Energy (scale=1, t=2) |",), "E (t=2)"),
+        ("energy[scale=1,t=2]=E", ("| E |", "| Energy (scale=1, seed 0) |"), "t=2"),
+        ("Energy (scale=1, t=2)=E=2", ("| E=2 |",), "t=2"),
+        ("energy=E", ("| E (scale=1, seed 0) |", "| E (scale=1, t=2) |"), "Energy"),
+        ("near=Hard", ("Hard OOD: ", "Hard average"), "Near"),
+        ("near=Hard OOD", ("Hard OOD: ", "Hard average"), "OOD OOD"),
+    ],
+)
+def test_other_names_of_variants_and_groups(pair: str, shown: tuple[str, ...], hidden: str) -> None:
+    sets = rows(GROUPED)[0].ood
+    labels = [("energy[scale=1]", 0), ("energy[scale=1]", 1), ("energy[scale=1,t=2]", 0)]
+    found = [
+        row("energy", *sets, label=label, title="Energy", run={"seed": seed}, warnings=("low",) * seed)
+        for label, seed in labels
+    ]
+    text = text_of(found, form="markdown", rename=parse({"rename": pair}).rename)
+    assert all(one in text for one in shown) and hidden not in text, text
 
 
 def test_a_label_may_hold_a_sign_of_equality(tmp_path: Path) -> None:
@@ -413,5 +450,7 @@ def test_other_shapes_do_not_break_the_style() -> None:
     for options in ({"transpose": True}, {"group": "none"}, {"metrics": ("seconds",)}, {"metrics": ("accuracy",)}):
         assert text_of(rows(MOS), **options).count(r"\begin{tabular}") == 1
     assert paper([]) == ""
+    with pytest.raises(UserError, match="--cite does not go with --transpose"):
+        text_of(rows(MOS), transpose=True, cite=True)
     with pytest.raises(UserError):
         text_of(rows(MOS), rename=(("nobody", "x"),))

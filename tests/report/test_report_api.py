@@ -77,7 +77,7 @@ def test_texts_equal_those_of_the_command(folder: Path, options: dict[str, Any],
 
 
 def test_options_of_a_format_replace_those_of_the_report(folder: Path) -> None:
-    found = oodbench.report(str(folder), sort="auroc", transpose=True, cite=True, long=True)
+    found = oodbench.report(str(folder), sort="auroc", transpose=True, standalone=True, long=True)
     first = found.to_frame(id="toy", encoder="ViT-B-16", sort="seconds", long=False)
     assert list(first.label[:2]) == ["m5", "m1"]
     assert found.to_markdown(id="other").count("M4") == 1
@@ -97,6 +97,37 @@ def test_all_wrong_options_are_reported_at_once(folder: Path) -> None:
         oodbench.report(folder, compare="x")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"cannot save page\.pdf: its suffix must be one of \.tex"):
         oodbench.report(folder).save("page.pdf")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"caption": "shrot"}, "no caption 'shrot'; did you mean 'short'?"),
+        ({"label": "a b"}, "--label 'a b' cannot be read by LaTeX"),
+        ({"decimals": True}, "decimals must be a whole number, not True"),
+        ({"decimals": 2.0}, "decimals must be a whole number, not 2.0"),
+        ({"decimals": 11}, "--decimals must be 0 to 10, not 11"),
+        ({"top": True}, "top must be a whole number, not True"),
+        ({"methods": 5}, "methods must be a text, or a list of texts, not 5"),
+        ({"methods": [1]}, r"methods must be a text, or a list of texts, not \[1\]"),
+        ({"quote": None}, "quote must be a text, or a list of texts, not None"),
+        ({"sort": None}, "sort must be a text, not None"),
+        ({"rename": {"m1": 1}}, "rename must be texts by name, not {'m1': 1}"),
+        ({"rename": ["=x"]}, "--rename '=x' is not NAME=TEXT"),
+        ({"tests": "no"}, "tests must be True or False, not 'no'"),
+        ({"percent": "x"}, "percent must be True or False, not 'x'"),
+        ({"cite": True, "transpose": True}, "--cite does not go with --transpose"),
+    ],
+)
+def test_values_that_the_command_refuses_are_refused_at_once(folder: Path, options: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        oodbench.report(folder, **options)
+
+
+def test_values_of_other_types_that_mean_the_same_are_taken(folder: Path) -> None:
+    found = oodbench.report(folder, methods=("m1",), rename="m1=X", decimals=None, top=None, tests=None)
+    assert found.to_markdown() == oodbench.report(folder, methods="m1", rename={"m1": "X"}).to_markdown()
+    assert "| X |" in found.to_markdown()
 
 
 def test_frames_equal_csv(folder: Path) -> None:

@@ -18,6 +18,7 @@ from oodbench.cli import main
 from oodbench.errors import UserError
 from oodbench.method import Access
 from oodbench.report.options import TableOptions, check, parse
+from oodbench.report.output import OutputOptions, build_tables, check_request
 from oodbench.report.tables.published import PublishedValue, Quote, with_quotes
 from oodbench.results import IdRow, Result, SetRow, frame
 from tests.report.stream_rows import on, stream
@@ -93,6 +94,7 @@ EVERY = (
         ({"top": 2}, ["M3", "M5"]),
         ({"top": 1, "sort": "accuracy"}, ["M5"]),
         ({"top": 5, "sort": "seconds"}, ["M5", "M1", "M3", "M4", "M2"]),
+        ({"top": 1}, ["M3", "M5"]),  # equal to the last one
     ],
 )
 def test_lines_are_sorted_by_the_average_over_the_sets_shown(options: dict[str, Any], shown: list[str]) -> None:
@@ -103,12 +105,16 @@ def test_lines_are_sorted_by_the_average_over_the_sets_shown(options: dict[str, 
 def test_the_best_of_each_group_stay_and_marks_are_those_of_the_whole_table() -> None:
     (whole,) = report.tables(EVERY)
     (table,) = report.tables(EVERY, TableOptions(top=1, sort="auroc"))
-    assert [(line.section, line.name) for line in table.lines] == [("Zero-shot", "M3"), ("Trained", "M6")]
+    assert [(line.section, line.name) for line in table.lines] == [
+        ("Zero-shot", "M3"),
+        ("Zero-shot", "M5"),
+        ("Trained", "M6"),
+    ]
     assert table.lines[0].cells == next(line.cells for line in whole.lines if line.name == "M3")
     assert not any(cell.mark == "best" for cell in table.lines[0].cells[1])  # M4 is the best on b, and left out
-    left_out = "4 of 6 lines are left out, but count for best and second."
-    assert {"Shown: the best 1 of each group by average AUROC.", left_out} <= set(table.caption)
-    assert left_out in table.brief
+    shown = "Shown: the best 1 of each group by average AUROC, with all that equal the last of these."
+    for sentences in (table.caption, table.brief):
+        assert {shown, "3 of 6 lines are left out, but count for best and second."} <= set(sentences)
     (alone,) = report.tables(EVERY[:5], TableOptions(top=9, sort="accuracy", sets=("a",)))
     assert "Sorted by ID accuracy." in alone.caption
 
@@ -116,7 +122,7 @@ def test_the_best_of_each_group_stay_and_marks_are_those_of_the_whole_table() ->
 def test_the_own_method_is_always_shown() -> None:
     (table,) = report.tables(EVERY, TableOptions(top=2, sort="auroc", ours=("m1",)))
     assert names(table) == ["M6", "M3", "M5", "M1"]  # its group is the last one
-    assert "Shown: the best 2 of each group by average AUROC and the own method." in table.caption
+    assert "Shown: the best 2 of each group by average AUROC and our own method." in table.caption
 
 
 def test_a_value_that_is_not_a_number_comes_last() -> None:
@@ -133,7 +139,7 @@ def test_published_lines_are_sorted_among_themselves() -> None:
     options = TableOptions(sort="fpr95", top=1)
     quotes = [quote("none", auroc=0.99), quote("worse", fpr95=0.3), quote("other", fpr95_ood=0.1)]
     tables = with_quotes(report.tables(EVERY[:5], options), [*quotes, quote("better", fpr95=0.2)], options)
-    assert [name.partition(":")[0] for name in names(tables[0])] == ["M3", "better", "worse", "none", "other"]
+    assert [name.partition(":")[0] for name in names(tables[0])] == ["M3", "M5", "better", "worse", "none", "other"]
 
 
 def test_parts_of_streams_have_the_lines_of_their_table() -> None:
@@ -144,6 +150,8 @@ def test_parts_of_streams_have_the_lines_of_their_table() -> None:
     tables = report.tables(rows, TableOptions(stream_parts=True, top=2))
     assert len(tables) == 3
     assert len({tuple(names(table)) for table in tables}) == 1 and names(tables[0])[0].startswith("S1")
+    by = [text for table in tables for text in table.caption if text.startswith("Shown: ")]
+    assert by == [f"Shown: the best 2 by AUROC{x}." for x in ("", *[" over all images of the streams"] * 2)]
 
 
 OTHERS = (
@@ -221,7 +229,15 @@ def test_explain_and_verify_use_the_selection(folder: Path) -> None:
     one = call(folder, "--explain", "m3", "a", "--encoder", "RN50").output
     assert both.count("The cell: a") == 2 and one.count("The cell: a") == 1 and "RN50/openai" in one
     assert len(call(folder, "--verify", "--id", "other").output.splitlines()) == 3  # a result, its problem, the sum
-    assert "did you mean 'other'" in call(folder, "--verify", "--id", "othr").stderr
+    for more, said in (
+        (("--id", "othr"), "did you mean 'other'"),
+        (("--ood", "q"), "no results with OOD set 'q'"),
+        (("--format", "x", "--cite"), "leave --format, --cite out"),
+        (("--sort", "auroc"), "leave --sort out"),
+    ):
+        for single in (("--verify",), ("--explain", "m3", "a")):
+            assert said in call(folder, *single, *more).stderr
+    assert "leave --explain out" in call(folder, "--verify", "--explain", "m3", "a").stderr
 
 
 def test_a_missing_folder_is_reported_first(tmp_path: Path) -> None:
@@ -265,3 +281,58 @@ def test_lines_of_a_transposed_table_name_near_and_far() -> None:
     (table,) = report.tables([grouped], TableOptions(metrics=("auroc",)))
     sections = [line.section for line in report.transposed(table).lines]
     assert sections == ["Near OOD: A", "Far OOD: B", "Average"]
+
+
+def seeds(method: str, *values: float, **changes: Any) -> list[Result]:
+    runs = ({"seed": seed, "precision": "fp32"} for seed in range(len(values)))
+    return [row(method, x, x, run=run, **changes) for x, run in zip(values, runs, strict=True)]
+
+
+def test_averages_over_seeds_are_sorted_in_every_format(tmp_path: Path) -> None:
+    lucky, steady = seeds("lucky", 0.95, 0.7, 0.7), seeds("steady", 0.9, 0.9, 0.9)
+    for number, one in enumerate((*lucky, *steady)):
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs" / f"{number}.json").write_text(one.to_json())
+    options = ("--seeds", "--sort", "auroc", "--top", "1", "--no-tests")
+    for form in (("--format", "csv"), ("--format", "csv", "--long"), ("--format", "markdown"), ()):
+        text = call(tmp_path, *options, *form).output
+        assert "STEADY, 3 seeds" in text and "LUCKY" not in text, form
+
+
+def test_averages_that_differ_by_rounding_are_equal() -> None:
+    rows = [row("m1", 0.1, 0.2, 0.3), row("m2", 0.3, 0.2, 0.1), row("m3", 0.2, 0.1, 0.3), row("m4", 0.1, 0.1, 0.1)]
+    assert sum((0.1, 0.2, 0.3)) != sum((0.3, 0.2, 0.1))  # as floats
+    (table,) = report.tables(rows, TableOptions(top=1, sort="auroc"))
+    assert names(table) == ["M1", "M2", "M3"]
+    zero = [row("m1", 1.0), row("m2", 1.0), row("m3", 0.9), failed("m4"), failed("m5")]
+    for top, shown in ((1, ["M1", "M2"]), (2, ["M1", "M2"]), (4, ["M1", "M2", "M3", "M4"])):  # FPR95 of 0; failed ones
+        (table,) = report.tables(zero, TableOptions(top=top, sort="fpr95"))
+        assert names(table) == shown
+
+
+def test_measured_lines_are_not_below_the_heading_of_quoted_ones() -> None:
+    one = Quote("q:x", "q", "Q", "toy", "paper", "high", {}, {}, architecture="ViT-B-16")
+    options = TableOptions(group="none", ours=("m1",), top=2, metrics=("seconds",))
+    (table,) = with_quotes(report.tables(EVERY[:5], options), [one], options)
+    assert [(line.section, line.ours) for line in table.lines] == [
+        *[("", False)] * 2,
+        ("", True),
+        ("Quoted, not run here", False),
+    ]
+    assert "2 of 5 lines are left out." in table.caption  # nothing is marked in seconds
+    assert not [text for text in table.caption if text.startswith("Nothing")]
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [("coop[K=4]", "method."), ("coop[K=4,seed=1]", "method."), ("coop[K=4], m1", "methods.")],
+)
+def test_own_methods_may_be_named_without_the_seed_of_their_training(ours: str, said: str) -> None:
+    weights = [{"digest": f"d{seed}", "recipe": {"seed": seed, "id": {"shots": 4}}} for seed in (1, 2)]
+    coop = [row("coop", 0.8, label=f"coop[K=4,seed={seed}]", weights=w) for seed, w in enumerate(weights, 1)]
+    rows = [*coop, row("m1", 0.5), row("m3", 0.7), row("m4", 0.6)]
+    request, chosen = OutputOptions(tests=False), parse({"ours": ours, "top": 1, "seeds": True, "group": "none"})
+    check_request(request, chosen, rows)
+    (table,) = build_tables(rows, {}, chosen, request)
+    assert next(line.name for line in table.lines if line.ours) == "COOP (K=4), 2 seeds"
+    assert [text for text in table.brief if text.endswith(f"by AUROC and our own {said}")]

@@ -264,6 +264,18 @@ def test_measured_and_published_numbers_are_compared() -> None:
     assert "metaclip" not in said, "rows of other weights are for those weights"
 
 
+def test_a_comparison_keeps_the_warnings_of_its_result_and_says_nothing_of_others() -> None:
+    known = row("mcm", warnings=("all scores are equal",))
+    guessing = dataclasses.replace(known, id=dataclasses.replace(known.id, accuracy=0.5))  # of two classes
+    options = TableOptions(top=1, sort="auroc")
+    (whole,) = report.tables([guessing, row("energy", (0.8,) * 4)], options)
+    assert any("left out" in text for text in whole.caption)
+    table = compare_with_published([whole], options)[0]
+    said = "\n".join((*table.caption, *table.brief))
+    assert "left out" not in said and "Shown: " not in said and "Sorted by" not in said
+    assert "MCM: all scores are equal." in table.notes and any("guessing among 2 classes" in x for x in table.notes)
+
+
 def test_only_rows_of_the_same_settings_are_compared() -> None:
     cold = row("mcm", parameters={"temperature": 0.01})
     with pytest.raises(UserError, match="no published result matches these"):

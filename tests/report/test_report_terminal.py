@@ -235,3 +235,12 @@ def test_ascii_suffices() -> None:
     head, *lines = out.buffer.getvalue().decode("ascii").partition("Best: *, second: +")
     assert "Near OOD --" in head and "+- " in head and lines
     assert head.count("?") == sum(c.not_significantly_different for c in drawn(2).cells)  # the daggers alone
+
+
+def test_headings_are_text_and_as_wide_as_they_are_shown() -> None:
+    groups = tuple(ColumnGroup("集", (Column("識別率の平均", 1),), "近い") for _ in range(2))
+    lines = printed(Table("t", (), groups, (TableLine("ours", ((cell("93.10"),),) * 2, None),), (), first="[/b]"))
+    assert any(line.startswith("[/b]") for line in lines)
+    rule = next(line for line in lines if set(line) == {"─"})
+    assert max(map(cell_len, lines)) == len(rule) and "近い OOD ─" in "\n".join(lines)
+    assert sum(line.count("識別率の平均↑") for line in lines) == 2  # none is folded

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, product
 
 from oodbench.report.formats.latex_text import escape, remark
-from oodbench.report.tables.table import EXCEEDS, Cell, Column, Table, TableLine, panels
+from oodbench.report.tables.table import EXCEEDS, Cell, Column, Table, TableLine, exceptions, panels
 
 # In points at \footnotesize. 490 is the text width of a two-column paper, and fits on a page of `article`.
 _PAGE, _NAME, _LETTER, _SMALL_LETTER, _GAP = 490.0, 130.0, 4.3, 4.6, 5.0
@@ -124,15 +124,11 @@ def _short(table: Table) -> str:
 
 def _brief(table: Table) -> list[str]:
     """Return short notes: the meaning of signs, failed methods, and methods with imported scores."""
-    failed = [line.name for line in table.lines if line.result and line.result.status != "ok"]
-    imported = [line.name for line in table.lines if line.result and line.result.imported]
     where = "group and column" if table.within else "column"
     return [
         *([rf"$^{{\dagger}}$~Not significantly different from the best of its {where}."] * table.any_not_significant),
         *([rf"$^{{!}}$~{EXCEEDS.capitalize()}"] * table.any_exceeds),
-        *(escape(part) for part in table.brief),
-        *([f"Failed: {escape(', '.join(failed))}."] if failed else []),
-        *([f"Imported scores: {escape(', '.join(imported))}."] if imported else []),
+        *(escape(part) for part in (*table.brief, *exceptions(table))),
     ]
 
 

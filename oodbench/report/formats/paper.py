@@ -143,10 +143,12 @@ def _float(table: Table, caption: str, label: str) -> str:
     """Return a table in the first layout that fits, or else in panels."""
     found = layout(table)
     if found is None:
+        fewer = "sets with --ood, metrics with --metrics" if table.first else "methods with --methods or --top"
         log.warning(
-            "the table of %s is wider than a page at \\scriptsize and is split into panels: select sets with --ood, "
-            "metrics with --metrics, --decimals 1, or shorter names with --rename",
+            "the table of %s is wider than a page at \\scriptsize and is split into panels: select %s, --decimals 1, "
+            "or shorter names with --rename",
             table.title,
+            fewer,
         )
         reason = f"\n% Panels: the table is wider than {PAGE:g}pt at \\scriptsize.\n"
         return latex(_prepared(table), caption=caption, label=label, even=True).replace("\n", reason, 1)
@@ -157,7 +159,7 @@ def _float(table: Table, caption: str, label: str) -> str:
     names = rf"p{{{chosen.names:g}pt}}" if chosen.names else "l"
     begin, end = rf"\begin{{{chosen.environment}}}[t]", rf"\end{{{chosen.environment}}}"
     out = [*said.comments, *dropped]
-    continued = (r"\addtocounter{table}{-1}", r"\caption{Continued.}")
+    continued = (said.caption[0], r"\addtocounter{table}{-1}", r"\caption{Continued.}")
     for number, page in enumerate(_pages(shown, chosen, said)):
         lines = replace(shown, lines=page.lines)
         body = tabular(lines, range(len(shown.column_groups)), names, heads="") if page.lines else []
@@ -223,7 +225,7 @@ def _shortened(table: Table) -> Table:
 
     groups = tuple(replace(group, columns=tuple(map(short, group.columns))) for group in table.column_groups)
     note = (f"{', '.join(f'{new}: {old}' for new, old in explained.items())}.",) if explained else ()
-    return replace(table, column_groups=groups, brief=(*note, *table.brief))
+    return replace(table, column_groups=groups, caption=(*table.caption, *note), brief=(*note, *table.brief))
 
 
 def _width(table: Table, one: Layout) -> float:

@@ -94,7 +94,9 @@ class _Layout:
         return max(numbers, min(cell_len(group.title), 20), *map(cell_len, words))
 
     def _column_widths(self, b: int) -> list[_ColumnWidth]:
-        """Return the widths of each column of a group, which align the digits."""
+        """Return the widths of each column of a group, so that digits are aligned whatever follows them."""
+        from rich.cells import cell_len
+
         out = []
         for c, column in enumerate(self.table.column_groups[b].columns):
             cells = [line.cells[b][c] for line in self.table.lines]
@@ -102,7 +104,7 @@ class _Layout:
             sign = max((len(self._sign(cell)) for cell in cells), default=0)
             extra = max((len(self._extra(cell)) for cell in cells), default=0)
             together = number + sign + (1 + extra if extra else 0)
-            out.append(_ColumnWidth(max(_NUMBER, len(column.title) + 1, together), number, sign, extra))
+            out.append(_ColumnWidth(max(_NUMBER, cell_len(column.title) + 1, together), number, sign, extra))
         return out
 
     def grid(self, cut: Sequence[int], names: int) -> Grid:
@@ -114,7 +116,7 @@ class _Layout:
         table = self.table
         # The box adds one blank between columns, the padding another.
         grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, _GAP - 1, 0, 0), pad_edge=False)
-        grid.add_column(table.first, width=names, overflow="fold", vertical="bottom")
+        grid.add_column(Text(table.first), width=names, overflow="fold", vertical="bottom")
         any_partial = any(table.column_groups[i].partial for i in cut)
         for place, i in enumerate(cut):
             group = table.column_groups[i]
@@ -139,16 +141,21 @@ class _Layout:
         return self.table.heading(self.table.column_groups[b].group) if self.table.first else ""
 
     def _rule(self, b: int, *, first: bool) -> str:
-        """Return the line above a group: a rule, which begins with near or far above the first of these groups."""
+        """Return the line above a group: near or far at the first one of these, and a rule over all of them."""
+        from rich.cells import cell_len
+
         heading = self._heading(b)
-        start = f"{heading} " if first else ""
-        return start.ljust(self.inner(b), "-" if self._ascii else "─")[: self.inner(b)] if heading else ""
+        said = f"{heading} " if first else ""
+        rule = "-" if self._ascii else "─"
+        return f"{said}{rule * (self.inner(b) - cell_len(said))}".rstrip() if heading else ""
 
     def _head(self, column: Column, width: _ColumnWidth) -> Text:
         from rich.text import Text
 
         arrow = "" if self._ascii else {1: "↑", -1: "↓"}.get(column.better, "")
-        return Text(f"{column.title}{arrow}".rjust(width.all))
+        out = Text(f"{column.title}{arrow}")
+        out.pad_left(width.all - out.cell_len)
+        return out
 
     def _sign(self, cell: Cell) -> str:
         mark = _SIGNS[cell.mark] if self._plain or cell.mark == "exceeds" else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -109,20 +110,29 @@ def arranged(lines: Iterable[TableLine], how: str) -> tuple[TableLine, ...]:
 
     def place(pair: tuple[tuple[int, int, str], TableLine]) -> tuple[object, ...]:
         section, line = pair
-        return section in last, section, line.ours, line.rank is None, -(line.rank or 0)
+        # Lines without a heading come before those with one.
+        return section in last and bool(section[2]), section, line.ours, line.rank is None, -(line.rank or 0)
 
     ordered = sorted(sections, key=place)
     return tuple(replace(line, section="" if alone and line.result else title) for (_, _, title), line in ordered)
 
 
-def first_of_each_group(lines: Sequence[TableLine], count: int | None) -> tuple[TableLine, ...]:
-    """Return the first `count` lines of each section, and those of `--ours`; all lines if `count` is None."""
+def first_of_each_group(lines: Sequence[TableLine], count: int | None) -> tuple[tuple[TableLine, ...], bool]:
+    """Return the first lines of each section with those of `--ours`, and whether some equal the last one.
+
+    Those whose number equals that of the last of `count` lines are kept, too; None: all lines are kept.
+    """
     kept: list[TableLine] = []
+    tied = False
     for _, found in groupby(lines, key=lambda line: line.section):
         members = list(found)
         others = [line for line in members if not line.ours]
-        kept += [*others[:count], *(line for line in members if line.ours)]
-    return tuple(kept)
+        first, rest = others[:count], others[count:] if count else []
+        last = first[-1].rank if first else None
+        equal = [line for line in rest if line.rank == last is not None and math.isfinite(last)]
+        kept += [*first, *equal, *(line for line in members if line.ours)]
+        tied = tied or bool(equal)
+    return tuple(kept), tied
 
 
 def _section(line: TableLine, how: str) -> tuple[int, bool, str]:

@@ -19,7 +19,7 @@ from oodbench.report.tables.access import (
     card,
     first_of_each_group,
 )
-from oodbench.report.tables.chance import chance_notes
+from oodbench.report.tables.chance import warnings
 from oodbench.report.tables.columns import (
     COLUMNS,
     TYPED,
@@ -76,7 +76,9 @@ def _units(options: TableOptions) -> str:
         for m in options.metrics
         if m != "seconds"
     ]
-    *most, last = dict.fromkeys(names) or ("Nothing",)
+    if not names:
+        return ""
+    *most, last = dict.fromkeys(names)
     listed = f"{', '.join(most)} and {last}" if most else last
     return f"{listed} in %." if options.percent else f"{listed} as fractions."
 
@@ -189,16 +191,16 @@ def _table(
     ordered = arranged(found, options.group)
     ranked = (_ranked(block, groups, options, test) if may else block for block, may in blocks(ordered))
     every = [line for block in ranked for line in block]
-    lines = first_of_each_group(
-        every, options.top
-    )  # after marking, because an omitted line may be the best of a column
+    # After the marks: what is left out may be the best of a column.
+    lines, tied = first_of_each_group(every, options.top)
+    order = tuple(_order(by, every, lines, options, part, tied=tied))
     benchmark = f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}"
     stream = (TITLE, PARTS.get(part, "")) if model.stream else ()
     return Table(
         title=", ".join(filter(None, (benchmark, prompts.title, *stream))),
         caption=(
             *caption(model, comparable.differences, options),
-            *_order(by, every, lines, options),
+            *order,
             *_unranked(lines),
             *_protocol(lines),
         ),
@@ -210,7 +212,8 @@ def _table(
         cites=_cites(model, options) if options.cite else (),
         part=part,
         encoder=str(model.encoder.get("name", "unknown")),
-        brief=(*_brief(model, comparable.differences, lines, options), *_left_out(every, lines)),
+        brief=(*_brief(model, comparable.differences, lines, options), *(order if len(lines) < len(every) else ())),
+        order=order,
     )
 
 
@@ -223,18 +226,18 @@ def _brief(
     shown = [s for s in model.ood if not options.sets or s.dataset in options.sets]
     if len(shown) < len(model.ood):
         yield f"Shown: {len(shown)} of {len(model.ood)} OOD sets."
-    if any(len(line.results) > 1 for line in lines):
+    several = any(len(line.results) > 1 for line in lines)
+    if several:
         yield f"±: standard deviation over {'stream ' if model.stream else ''}seeds."
-    elif options.intervals and not model.stream:
+    if options.intervals:
         level = f"{100 * float(model.uncertainty.get('level', 0.95)):g} % interval"
+        level += " of the first stream seed" if several else ""
         yield f"±: half the {level}." if options.intervals == "half" else f"In brackets: the {level}."
 
 
 def _notes(lines: Sequence[TableLine], prompts: PromptGroup, options: TableOptions) -> Iterator[str]:
     yield from (_note(line) for line in lines if line.result and line.result.status != "ok")
-    warnings = ((line.name, warning) for line in lines for row in line.results for warning in row.warnings)
-    yield from dict.fromkeys(f"{name}: {warning}." for name, warning in warnings)
-    yield from chance_notes(lines, options.sets)
+    yield from warnings(lines, options.sets)
     yield from sizes_note(row for line in lines for row in line.results)
     if prompts.missing:
         yield f"Not run with these prompts: {', '.join(prompts.missing)}."
@@ -255,26 +258,31 @@ def _within(lines: Sequence[TableLine]) -> str:
 
 
 def _order(
-    by: ColumnGroup | None, every: Sequence[TableLine], kept: Sequence[TableLine], options: TableOptions
+    by: ColumnGroup | None,
+    every: Sequence[TableLine],
+    kept: Sequence[TableLine],
+    options: TableOptions,
+    part: str,
+    *,
+    tied: bool,
 ) -> Iterator[str]:
     """Yield sentences on the column that lines are sorted by, and on the number of omitted lines."""
     if by is None:
         return
     title = {"accuracy": "ID accuracy", "seconds": "seconds"}.get(options.sort_metric, by.columns[0].title)
     name = f"average {title}" if by.mean is not None else title
+    name += " over all images of the streams" if part else ""
     if len(kept) == len(every):
         yield f"Sorted by {name}."
         return
     each = " of each group" if len({line.section for line in every}) > 1 else ""
-    own = " and the own method" if any(line.ours for line in kept) else ""
-    yield f"Shown: the best {options.top}{each} by {name}{own}."
-    yield from _left_out(every, kept)
-
-
-def _left_out(every: Sequence[TableLine], kept: Sequence[TableLine]) -> Iterator[str]:
-    """Yield a sentence on the number of omitted lines, if there are any."""
-    if len(kept) < len(every):
-        yield f"{len(every) - len(kept)} of {len(every)} lines are left out, but count for best and second."
+    equal = ", with all that equal the last of these" if tied else ""
+    ours = len({line.result.method for line in kept if line.ours and line.result})
+    own = f" and our own method{'s' if ours > 1 else ''}" if ours else ""
+    yield f"Shown: the best {options.top}{each} by {name}{equal}{own}."
+    marked = any(cell.mark for line in every for cells in line.cells for cell in cells)
+    counted = ", but count for best and second" if marked else ""
+    yield f"{len(every) - len(kept)} of {len(every)} lines are left out{counted}."
 
 
 def _unranked(lines: Sequence[TableLine]) -> list[str]:

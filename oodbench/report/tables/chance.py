@@ -34,6 +34,13 @@ def at_chance(row: Result) -> bool:
     return row.id.accuracy < chance_limit(classes, row.id.n)
 
 
+def warnings(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[str]:
+    """Yield the warnings of the results of some lines, and the notes of `chance_notes`."""
+    found = ((line.name, warning) for line in lines for row in line.results for warning in row.warnings)
+    yield from dict.fromkeys(f"{name}: {warning}." for name, warning in found)
+    yield from chance_notes(lines, sets)
+
+
 def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[str]:
     """Yield notes on lines with ID accuracy at chance, and on lines with AUROC below 50 %.
 

@@ -69,7 +69,7 @@ def sort_value(cell: Cell, group: ColumnGroup) -> float:
     """Return a number that is higher for a better cell; -inf without a value, or for another kind of FPR95."""
     if cell.value is None or cell.other:
         return -math.inf
-    return (group.columns[0].better or -1) * cell.value  # seconds: the fastest first
+    return round((group.columns[0].better or -1) * cell.value, 12)  # seconds: the fastest first
 
 
 def cells(result: Result, group: ColumnGroup, options: TableOptions) -> tuple[Cell, ...]:

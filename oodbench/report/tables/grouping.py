@@ -23,8 +23,8 @@ _DERIVED = ("identity", "notes")  # parts of the encoder's card that follow from
 class TableGroup:
     """Comparable results, each with its position in the input, and the `facts` in which they agree.
 
-    `differences` are the settings that differ from other groups of this benchmark and encoder, for the caption; `sizes` are
-    numbers of images and groups of sets in which they differ, which the caption of a table states anyway.
+    `differences` are the settings that differ from other groups of this benchmark and encoder, for the caption;
+    `sizes` are differing numbers of images and groups of sets, which the caption of a table states anyway.
     """
 
     facts: dict[str, str]

@@ -15,6 +15,7 @@ from oodbench.errors import UserError, did_you_mean
 from oodbench.method.access import Access, from_mapping
 from oodbench.report.options import TableOptions
 from oodbench.report.tables.access import UNRANKED, access_footnotes, arranged, card
+from oodbench.report.tables.chance import warnings
 from oodbench.report.tables.columns import cell, sort_column, sort_value
 from oodbench.report.tables.table import DASH, Cell, Column, ColumnGroup, Number, Table, TableLine
 from oodbench.results import METRICS, Result
@@ -341,18 +342,23 @@ def _published(line: TableLine) -> list[Quote]:
 def _compared(table: Table, line: TableLine, options: TableOptions) -> Table:
     found = _published(line)
     lines = tuple(_compared_lines(table, line, found, options))
+    of_all_methods = (UNRANKED, *table.order)
     return replace(
         table,
         title=f"{table.title}: {line.name}, {_origin(line)} and published",
         compared=line.name,
         caption=(
-            *(text for text in table.caption if text != UNRANKED),
+            *(text for text in table.caption if text not in of_all_methods),
             *_kinds_caption(lines, options),
             CAPTION.format(_origin(line)),
         ),
-        brief=(*table.brief, *_brief_kinds(lines, options), f"Difference: {_origin(line)} minus published, in points."),
+        brief=(
+            *(text for text in table.brief if text not in of_all_methods),
+            *_brief_kinds(lines, options),
+            f"Difference: {_origin(line)} minus published, in points.",
+        ),
         lines=lines,
-        notes=(*map(_about, found), *differences(lines, found)),
+        notes=(*warnings([line], options.sets), *map(_about, found), *differences(lines, found)),
         footnotes=access_footnotes(lines),
     )
 

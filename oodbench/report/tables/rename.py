@@ -9,8 +9,8 @@ from dataclasses import replace
 from oodbench.errors import did_you_mean, raise_all
 from oodbench.method.access import GROUPS
 from oodbench.report.tables.columns import COLUMNS
-from oodbench.report.tables.rows import line_names
-from oodbench.report.tables.table import ColumnGroup, Table, TableLine
+from oodbench.report.tables.rows import line_names, seedless_label
+from oodbench.report.tables.table import ColumnGroup, Table
 from oodbench.results import Result
 
 _HEADINGS = ("Average", "ID", "Method")  # common words, which stay in sentences
@@ -32,7 +32,8 @@ def names(rows: Iterable[Result], quoted: Iterable[str] = ()) -> dict[str, tuple
         add(_capital(group), group)
     for row in rows:
         add(row.title or row.method, row.method)
-        add(line_names([[row]])[0], row.label)
+        for label in {row.label, seedless_label(row)}:
+            add(line_names([[replace(row, label=label)]])[0], label)
         add(row.benchmark_title or row.benchmark, row.benchmark)
         add(str(row.encoder.get("name", "unknown")), str(row.encoder.get("slug") or ""))
         add(row.id.title, row.id.dataset)
@@ -40,7 +41,7 @@ def names(rows: Iterable[Result], quoted: Iterable[str] = ()) -> dict[str, tuple
             add(one.title, one.dataset)
         for group in {one.group for one in row.ood} - {""}:
             add(f"{_capital(group)} OOD", group)
-            add(f"{_capital(group)} average", f"{group} mean")
+            add(f"{group.capitalize()} average", f"{group} mean")
     found.pop("", None)
     return {name: tuple(sorted(texts)) for name, texts in found.items()}
 
@@ -61,6 +62,11 @@ def renamed(table: Table, pairs: Sequence[tuple[str, str]], known: Mapping[str, 
     texts = {old: new for name, new in pairs for old in known.get(name, ())}
     if not texts:
         return table
+    for group in {group.group for group in table.column_groups} - {""}:
+        if text := texts.get(heading := f"{_capital(group)} OOD"):  # the heading, the caption and the average agree
+            short = text.removesuffix(" OOD")
+            texts[heading] = short if "OOD" in short else f"{short} OOD"
+            texts.setdefault(f"{group.capitalize()} average", f"{short} average")
     change = _replacing(texts)
     reword = _replacing({old: new for old, new in texts.items() if old not in _HEADINGS})
 
@@ -79,15 +85,28 @@ def renamed(table: Table, pairs: Sequence[tuple[str, str]], known: Mapping[str, 
         cites=tuple((change(title), keys) for title, keys in table.cites),
         first=change(table.first),
         column_groups=tuple(_group(group, change, texts.get("Average", "")) for group in table.column_groups),
-        lines=tuple(_line(line, change) for line in table.lines),
+        lines=tuple(replace(x, name=change(x.name), section=change(x.section)) for x in table.lines),
     )
 
 
 def _replacing(texts: Mapping[str, str]) -> Callable[[str], str]:
-    """Return a function that replaces whole words, all at once; of overlapping ones, the longest."""
+    """Return a function that replaces whole words, all at once; of overlapping ones, the longest.
+
+    Of `Energy (scale=1)`, the start of `Energy (scale=1, seed 0)` is also replaced, but not of `Energy (scale=1, t=2)`.
+    """
     longest = sorted(texts, key=len, reverse=True)
-    pattern = re.compile("|".join(rf"(?<![\w-]){re.escape(old)}(?![\w-])" for old in longest) or r"(?!)")
-    return lambda text: pattern.sub(lambda found: texts[found[0]], text)
+
+    def of(old: str) -> str:
+        inside = rf"|{re.escape(old[:-1])}, (?![\w.]+=)" if old.endswith(")") and "=" in old else ""
+        return rf"{re.escape(old)}(?![\w-]){inside}"
+
+    pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(map(of, longest)) or '(?!)'})")
+
+    def new(found: re.Match[str]) -> str:
+        text = found[0]
+        return texts[text] if text in texts else f"{texts[f'{text[:-2]})']} ("
+
+    return lambda text: pattern.sub(new, text)
 
 
 def _group(group: ColumnGroup, change: Callable[[str], str], average: str) -> ColumnGroup:
@@ -97,10 +116,6 @@ def _group(group: ColumnGroup, change: Callable[[str], str], average: str) -> Co
     columns = tuple(replace(column, title=change(column.title)) for column in group.columns)
     shown = change(f"{_capital(group.group)} OOD").removesuffix(" OOD") if group.group else ""
     return replace(group, title=title, columns=columns, group=shown)
-
-
-def _line(line: TableLine, change: Callable[[str], str]) -> TableLine:
-    return replace(line, name=change(line.name), section=change(line.section))
 
 
 def _capital(text: str) -> str:

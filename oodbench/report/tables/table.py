@@ -137,6 +137,7 @@ class Table:
     encoder: str = ""  # its name in the title
     compared: str = ""  # the line that is compared with published numbers
     brief: tuple[str, ...] = ()  # short notes below a table with a short caption
+    order: tuple[str, ...] = ()  # what of caption and brief is on the order of the lines, and on those left out
 
     def __post_init__(self) -> None:
         _make_printable(self, "title", "first", "encoder", "compared")
@@ -144,6 +145,7 @@ class Table:
         object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
         object.__setattr__(self, "footnotes", tuple(map(printable, self.footnotes)))
         object.__setattr__(self, "brief", tuple(map(printable, self.brief)))
+        object.__setattr__(self, "order", tuple(map(printable, self.order)))
         object.__setattr__(self, "cites", tuple((printable(title), keys) for title, keys in self.cites))
 
     @property
@@ -247,4 +249,14 @@ def transposed(table: Table) -> Table:
         for c, column in enumerate(group.columns):
             cells = tuple((line.cells[g][c],) for line in table.lines)
             lines.append(TableLine(f"{column.title}{ARROWS[column.better]}", cells, None, section))
-    return replace(table, column_groups=groups, lines=tuple(lines), first="")
+    brief = (*table.brief, *exceptions(table))
+    return replace(table, column_groups=groups, lines=tuple(lines), first="", brief=brief)
+
+
+def exceptions(table: Table) -> list[str]:
+    """Return, in a few words, which lines failed and which have imported scores; of several encoders with theirs."""
+    named = [(f"{x.name} ({x.encoder})" if x.encoder and not table.compared else x.name, x.result) for x in table.lines]
+    failed = [name for name, row in named if row and row.status != "ok"]
+    imported = [name for name, row in named if row and row.imported]
+    found = {"Failed": failed, "Imported scores": imported}
+    return [f"{what}: {', '.join(dict.fromkeys(names))}." for what, names in found.items() if names]
