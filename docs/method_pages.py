@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Iterator
 
-from generate import expected
+from generate import expected, group_of, row
 from reference import prose
 
 from oodbench.data import released
@@ -70,8 +70,7 @@ def _parts(info: MethodInfo) -> Iterator[str]:
             yield from paragraphs
     yield "## Hyper-parameters"
     rows = [(f"`{p.name}`", f"`{written(p.default) or chr(34) * 2}`", _prose(p.meaning, info)) for p in info.parameters]
-    table = [("name", "default", "meaning"), ("---",) * 3, *rows]
-    yield "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in table)
+    yield "\n".join(row(*cells) for cells in [("name", "default", "meaning"), ("---",) * 3, *rows])
     yield "## What it sees"
     yield "\n".join(_access(info))
     yield "## Run it"
@@ -92,7 +91,7 @@ def _access(info: MethodInfo) -> Iterator[str]:
     card = info.card()
     yield f"- Reads: {', '.join(READS[need] for need in info.needs)}."
     yield f"- Besides class names and the image it sees: {'; '.join(card.facts) or 'nothing'}."
-    yield f"- Group in tables: {card.group} ([what groups mean](../reading-the-table.md))."
+    yield f"- Group in tables: {group_of(info)} ([what groups mean](../reading-the-table.md))."
     yield f"- Groups of `--methods`: {', '.join(f'`{group}`' for group in registry.groups_of(info))}."
     if info.calibrated:
         yield f"- `{info.calibrated}` replaces the ID images: with a value for it, none are read."
@@ -143,6 +142,6 @@ def _linked(citation: str) -> str:
 def _prose(text: str, info: MethodInfo) -> str:
     """Return text for Markdown, with links to the other methods that it names; formulas in dollars stay as they are."""
     names = {one.name for infos in built_in().values() for one in infos} - {info.name, *info.defaults()}
-    pieces = re.split(r"(\$[^$\n]+\$)", " ".join(text.split()))
+    pieces = re.split(r"( ?\$[^$\n]+\$ ?)", " ".join(text.split()))
     out = "".join(piece if number % 2 else prose(piece) for number, piece in enumerate(pieces))
     return re.sub(r"`(\w+)`", lambda found: f"[{found[0]}]({found[1]}.md)" if found[1] in names else found[0], out)
