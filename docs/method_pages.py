@@ -32,7 +32,11 @@ READS = {
     "SHOTS": "a few labelled ID images of each class",
     "PATCH_ACTIVATIONS": "activations of patches before the last linear map of the image tower",
 }
-SECTIONS = {"Released code": "Paper and released code", "Released training": "Training"}  # first words of a paragraph
+SECTIONS = {  # first words of a paragraph, which the heading replaces
+    "": "What it computes",
+    "Released code": "Paper and released code",
+    "Released training": "Training",
+}
 LINKS = {
     r"arXiv:(\d{4}\.\d{4,5})": r"[arXiv:\1](https://arxiv.org/abs/\1)",
     r"doi:(\S+)": r"[doi:\1](https://doi.org/\1)",
@@ -60,13 +64,14 @@ def _parts(info: MethodInfo) -> Iterator[str]:
     if info.formula:
         yield "## Formula"
         yield from _formula(info)
-    sections: dict[str, list[str]] = {"What it computes": []}
+    sections: dict[str, list[str]] = {label: [] for label in SECTIONS}
     for paragraph in filter(None, info.details.split("\n\n")):
-        heading = SECTIONS.get(paragraph.partition(":")[0], "What it computes")
-        sections.setdefault(heading, []).append(_prose(paragraph, info))
-    for heading, paragraphs in sections.items():
+        label, _, rest = paragraph.partition(":")
+        label, text = (label, rest.strip()) if label in SECTIONS else ("", paragraph)
+        sections[label].append(_prose(text[0].upper() + text[1:], info))
+    for label, paragraphs in sections.items():
         if paragraphs:
-            yield f"## {heading}"
+            yield f"## {SECTIONS[label]}"
             yield from paragraphs
     yield "## Hyper-parameters"
     rows = [(f"`{p.name}`", f"`{written(p.default) or chr(34) * 2}`", _prose(p.meaning, info)) for p in info.parameters]
@@ -104,9 +109,12 @@ def _commands(info: MethodInfo) -> Iterator[str]:
     """Return commands that run the method on the embedded benchmark, and before them what it needs."""
     name, option = info.name, ""
     releases = [one for kind in released.KINDS for one in released.releases(kind).values() if one.method == name]
-    yield from (f"oodbench get {one.kind} {one.name}  # {one.title}" for one in releases if not one.unread)
+    for one in releases:
+        if not one.unread:
+            yield f"oodbench get {one.kind} {one.name}  # {one.title}; prints the run that reads it"
     if "SHOTS" in info.needs:
-        yield f"oodbench train {name} --shots 4 --seed 1,2,3"
+        short = f" --set {name}.context=8" if "context" in info.defaults() else ""  # the text tower of glyphs is short
+        yield f"oodbench train {name} --shots 4 --seed 1,2,3{short}"
         option = f" --weights {name}=weights"
     elif "WEIGHTS" in info.needs:
         yield f"oodbench train {name} --encoder ViT-B-16/openai --captions captions.csv  # for another encoder"
@@ -114,9 +122,17 @@ def _commands(info: MethodInfo) -> Iterator[str]:
         option = f" --set {name}.words=FILE"
     elif info.family == "few-shot":
         option = " --shots 4"
+    elif "CAPTIONS" in info.needs:
+        option = " --encoder coca_ViT-B-32/laion2b_s13b_b90k"
     elif "STREAM" in info.needs:
         option = " --stream-order shuffled,id-first"
-    yield f"oodbench run --methods {name}{',mcm' if name != 'mcm' else ''}{option}"
+    names = name if name == "mcm" else f"{name},mcm"
+    yield f"oodbench run --methods {names}{option}"
+    got = {one.kind for one in releases if not one.unread}
+    if "weights" in got:
+        yield f"oodbench run --id imagenet1k --methods {names}  # with the released weights"
+    if "words" in got and info.defaults()["words"]:  # of the shipped list
+        yield f"oodbench run --id imagenet1k --methods {names} --set {name}.words=PATH  # with the released words"
 
 
 def _published(name: str) -> Iterator[str]:

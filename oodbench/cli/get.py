@@ -45,7 +45,7 @@ class _Kinds(CommandGroup):
 def get() -> None:
     """Get released weights, word lists and image sets.
 
-    They are put where runs find them.
+    They are put into the folder of the datasets, and the command that uses them is printed.
     """
 
 
