@@ -39,12 +39,17 @@ def glyphs() -> str:
     return report.markdown(averages).strip()
 
 
+def row(*cells: str) -> str:
+    """A row of a table in Markdown, where a bar would begin a cell."""
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+
 def papers() -> str:
     """The built-in methods by group, each with its venue and a link to its paper."""
     lines = ["| a method sees | methods |", "|---|---|"]
     for group in GROUPS:
         named = [_paper(info) for info in _built_in() if info.card().group == group]
-        lines += [f"| {SEEN[group]} | {', '.join(named)} |"] if named else []
+        lines += [row(SEEN[group], ", ".join(named))] if named else []
     return "\n".join(lines)
 
 
@@ -68,14 +73,21 @@ def _built_in() -> list[registry.MethodInfo]:
     return [info for info in registry.methods().values() if info.origin == "built-in"]
 
 
+def group_of(info: registry.MethodInfo) -> str:
+    """The group of a method in tables, and when it has another one."""
+    few_shot = info.family == FEW_SHOT and info.card().group != FEW_SHOT
+    return f"{info.card().group}{', few-shot with `--shots`' * few_shot}"
+
+
 def methods() -> str:
     """One line per built-in method."""
     built_in = sorted(_built_in(), key=lambda info: GROUPS.index(info.card().group))
     lines = ["| method | score | group | sees besides | paper |", "|---|---|---|---|---|"]
     for info in built_in:
         seen = "; ".join(info.card().facts)
-        name = f"[`{info.name}`](../methods/{info.name}.py)"
-        lines.append(f"| {name} | {info.summary} | {info.card().group} | {seen} | {info.citation} |")
+        lines.append(
+            row(f"[`{info.name}`](../methods/{info.name}.py)", info.summary, group_of(info), seen, info.citation)
+        )
     return "\n".join(lines)
 
 
@@ -91,7 +103,7 @@ def benchmarks() -> str:
         id_title = catalogue.dataset(one.id).title
         if more:
             id_title, sets = (re.sub(r" \(.*?\)|\[.*?\]", "", text) for text in (id_title, sets))
-        lines.append(f"| {name} | {id_title} | {sets} | {one.cite} |")
+        lines.append(row(name, id_title, sets, one.cite))
     return "\n".join(lines)
 
 
@@ -102,12 +114,11 @@ def expected(*keys: str) -> str:
     sets.sort(key=_is_mean)
     several = len({one.architecture for one in quotes}) > 1
     head = ["published", *(["encoder"] if several else []), *(_title(name) for name in sets)]
-    lines = [f"| {' | '.join(head)} |", f"|---{'|---' * several}{'|---:' * len(sets)}|"]
+    lines = [row(*head), f"|---{'|---' * several}{'|---:' * len(sets)}|"]
     sources: dict[str, list[str]] = {}
     for one in quotes:
         cells = [_pair(one.cells.get(name, {})) for name in sets]
-        line = [f"`{one.key}`", *([one.architecture] if several else []), *cells]
-        lines.append(f"| {' | '.join(line)} |")
+        lines.append(row(f"`{one.key}`", *([one.architecture] if several else []), *cells))
         sources.setdefault(f"{one.source} ({one.confidence})", []).append(f"`{one.key}`")
     lines += ["", "Sources: " + "; ".join(f"{', '.join(named)}: {source}" for source, named in sources.items()) + "."]
     return "\n".join(lines)
@@ -118,7 +129,7 @@ def averages(*keys: str) -> str:
     lines = ["| method | group | AUROC | FPR95 | source |", "|---|---|---:|---:|---|"]
     for one in map(quote, keys):
         auroc, fpr95 = _pair(one.cells["mean"]).split("/")
-        lines.append(f"| {one.title} (`{one.key}`) | {one.card.group} | {auroc} | {fpr95} | {one.source} |")
+        lines.append(row(f"{one.title} (`{one.key}`)", one.card.group, auroc, fpr95, one.source))
     return "\n".join(lines)
 
 

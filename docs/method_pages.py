@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Iterator
 
-from generate import expected
+from generate import expected, group_of, row
 from reference import prose
 
 from oodbench.data import released
@@ -32,7 +32,11 @@ READS = {
     "SHOTS": "a few labelled ID images of each class",
     "PATCH_ACTIVATIONS": "activations of patches before the last linear map of the image tower",
 }
-SECTIONS = {"Released code": "Paper and released code", "Released training": "Training"}  # first words of a paragraph
+SECTIONS = {  # first words of a paragraph, which the heading replaces
+    "": "What it computes",
+    "Released code": "Paper and released code",
+    "Released training": "Training",
+}
 LINKS = {
     r"arXiv:(\d{4}\.\d{4,5})": r"[arXiv:\1](https://arxiv.org/abs/\1)",
     r"doi:(\S+)": r"[doi:\1](https://doi.org/\1)",
@@ -60,18 +64,18 @@ def _parts(info: MethodInfo) -> Iterator[str]:
     if info.formula:
         yield "## Formula"
         yield from _formula(info)
-    sections: dict[str, list[str]] = {"What it computes": []}
+    sections: dict[str, list[str]] = {label: [] for label in SECTIONS}
     for paragraph in filter(None, info.details.split("\n\n")):
-        heading = SECTIONS.get(paragraph.partition(":")[0], "What it computes")
-        sections.setdefault(heading, []).append(_prose(paragraph, info))
-    for heading, paragraphs in sections.items():
+        label, _, rest = paragraph.partition(":")
+        label, text = (label, rest.strip()) if label in SECTIONS else ("", paragraph)
+        sections[label].append(_prose(text[0].upper() + text[1:], info))
+    for label, paragraphs in sections.items():
         if paragraphs:
-            yield f"## {heading}"
+            yield f"## {SECTIONS[label]}"
             yield from paragraphs
     yield "## Hyper-parameters"
     rows = [(f"`{p.name}`", f"`{written(p.default) or chr(34) * 2}`", _prose(p.meaning, info)) for p in info.parameters]
-    table = [("name", "default", "meaning"), ("---",) * 3, *rows]
-    yield "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in table)
+    yield "\n".join(row(*cells) for cells in [("name", "default", "meaning"), ("---",) * 3, *rows])
     yield "## What it sees"
     yield "\n".join(_access(info))
     yield "## Run it"
@@ -92,7 +96,7 @@ def _access(info: MethodInfo) -> Iterator[str]:
     card = info.card()
     yield f"- Reads: {', '.join(READS[need] for need in info.needs)}."
     yield f"- Besides class names and the image it sees: {'; '.join(card.facts) or 'nothing'}."
-    yield f"- Group in tables: {card.group} ([what groups mean](../reading-the-table.md))."
+    yield f"- Group in tables: {group_of(info)} ([what groups mean](../reading-the-table.md))."
     yield f"- Groups of `--methods`: {', '.join(f'`{group}`' for group in registry.groups_of(info))}."
     if info.calibrated:
         yield f"- `{info.calibrated}` replaces the ID images: with a value for it, none are read."
@@ -105,9 +109,12 @@ def _commands(info: MethodInfo) -> Iterator[str]:
     """Return commands that run the method on the embedded benchmark, and before them what it needs."""
     name, option = info.name, ""
     releases = [one for kind in released.KINDS for one in released.releases(kind).values() if one.method == name]
-    yield from (f"oodbench get {one.kind} {one.name}  # {one.title}" for one in releases if not one.unread)
+    for one in releases:
+        if not one.unread:
+            yield f"oodbench get {one.kind} {one.name}  # {one.title}; prints the run that reads it"
     if "SHOTS" in info.needs:
-        yield f"oodbench train {name} --shots 4 --seed 1,2,3"
+        short = f" --set {name}.context=8" if "context" in info.defaults() else ""  # the text tower of glyphs is short
+        yield f"oodbench train {name} --shots 4 --seed 1,2,3{short}"
         option = f" --weights {name}=weights"
     elif "WEIGHTS" in info.needs:
         yield f"oodbench train {name} --encoder ViT-B-16/openai --captions captions.csv  # for another encoder"
@@ -115,9 +122,17 @@ def _commands(info: MethodInfo) -> Iterator[str]:
         option = f" --set {name}.words=FILE"
     elif info.family == "few-shot":
         option = " --shots 4"
+    elif "CAPTIONS" in info.needs:
+        option = " --encoder coca_ViT-B-32/laion2b_s13b_b90k"
     elif "STREAM" in info.needs:
         option = " --stream-order shuffled,id-first"
-    yield f"oodbench run --methods {name}{',mcm' if name != 'mcm' else ''}{option}"
+    names = name if name == "mcm" else f"{name},mcm"
+    yield f"oodbench run --methods {names}{option}"
+    got = {one.kind for one in releases if not one.unread}
+    if "weights" in got:
+        yield f"oodbench run --id imagenet1k --methods {names}  # with the released weights"
+    if "words" in got and info.defaults()["words"]:  # of the shipped list
+        yield f"oodbench run --id imagenet1k --methods {names} --set {name}.words=PATH  # with the released words"
 
 
 def _published(name: str) -> Iterator[str]:
@@ -143,6 +158,6 @@ def _linked(citation: str) -> str:
 def _prose(text: str, info: MethodInfo) -> str:
     """Return text for Markdown, with links to the other methods that it names; formulas in dollars stay as they are."""
     names = {one.name for infos in built_in().values() for one in infos} - {info.name, *info.defaults()}
-    pieces = re.split(r"(\$[^$\n]+\$)", " ".join(text.split()))
+    pieces = re.split(r"( ?\$[^$\n]+\$ ?)", " ".join(text.split()))
     out = "".join(piece if number % 2 else prose(piece) for number, piece in enumerate(pieces))
     return re.sub(r"`(\w+)`", lambda found: f"[{found[0]}]({found[1]}.md)" if found[1] in names else found[0], out)

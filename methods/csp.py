@@ -55,8 +55,8 @@ class CSP(Method[Negatives]):
     above `near` count as nearest and are not chosen.
 
     The 27 released files give 46,560 nouns and 10,060 phrases, of which 8,493 are chosen and 8,400 used; the shipped
-    list of WordNet 3.0 gives 46,421 and 11,046, of which 8,619 are chosen and 8,600 used. That is some 412,000 prompts
-    to encode; their embeddings are stored.
+    list of WordNet 3.0 gives 46,421 and 11,046, of which 8,619 are chosen and 8,600 used. That is 412,720
+    (released files) or 415,552 (shipped list) prompts to encode; their embeddings are stored.
 
     With exclude=(), superclasses=(), near=1, average=normalised and NegLabel's prompts the score is NegLabel's.
 

@@ -24,8 +24,10 @@ class LinearProbe(Method[Tensor]):
     """MSP or MCM of a logistic regression on the embeddings of labelled ID images; it reads no text.
 
     The probe is scikit-learn's LogisticRegression with an intercept, in float64: its solver is L-BFGS, from 0, until
-    the largest gradient is below 1e-4 (tol) or for `max_iter` iterations. It runs on one thread, so that digits do not
-    depend on the number of cores. `--shots K --shot-seed S` draws the images; a class without images is an error.
+    the largest component of the gradient is below 1e-4 (tol) or for `max_iter` iterations. That gradient is of the
+    objective below, divided by C times the number of images. With two classes scikit-learn fits the difference of the
+    logits, one row, whose penalty is twice that of the formula. It runs on one thread, so that digits do not depend on
+    the number of cores. `--shots K --shot-seed S` draws the images; a class without images is an error.
     Nothing is tuned. The fit takes about 24 bytes of memory for each image and class.
 
     Released code: the paper chooses C on validation images; its released example has C = 0.316 on embeddings that are

@@ -42,16 +42,16 @@ class LoCoOp(LearntPrompt):
 
     formula: ClassVar[str] = r"""
     S(x) = \max_c \frac{e^{\cos(v, g(t_c)) / \tau}}{\sum_j e^{\cos(v, g(t_j)) / \tau}}
-    + \max_{p, c} \frac{e^{\cos(v_p, g(t_c)) / \tau}}{\sum_j e^{\cos(v_p, g(t_j)) / \tau}}
+    + \max_{r, c} \frac{e^{\cos(v_r, g(t_c)) / \tau}}{\sum_j e^{\cos(v_r, g(t_j)) / \tau}}
 
-    \mathcal{L} = \mathcal{L}_{\text{CE}} + \lambda \, \frac{1}{|J|} \sum_{(i, p) \in J} -H(p_{i, p}),
-    \qquad J = \{(i, p) : \operatorname{rank}(p_{i, p}(y_i)) > K\}
+    \mathcal{L} = \mathcal{L}_{\text{CE}} + \lambda \, \frac{1}{|J|} \sum_{(i, r) \in J} -H(p_{i, r}),
+    \qquad J = \{(i, r) : \operatorname{rank}(p_{i, r}(y_i)) > K\}
 
     v                 embedding of image x
-    v_p               embedding of patch p of the image
+    v_r               embedding of patch r of the image
     g(t_c)            text embedding of the learnt prompt of class c
     \mathcal{L}_{\text{CE}}  cross-entropy of the images, as in `coop`
-    p_{i, p}          softmax over the classes of patch p of training image i, at the encoder's own scale
+    p_{i, r}          softmax over the classes of patch r of training image i, at the encoder's own scale
     H                 entropy, with `eps` added to the probability in its logarithm
     y_i               label of training image i
     \lambda           `lam`

@@ -102,6 +102,7 @@ class NegLabel(Method[Negatives]):
     permutation: int = 0
 
     def text_encodings(self, classes: int) -> int:
+        self._check()
         if self._is_selection:
             return len(read_lines(Path(self.words).expanduser()))
         words = read_words(self.words)

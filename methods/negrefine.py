@@ -43,8 +43,9 @@ class NegRefine(CSP):
     subcategory of one of the ten class names nearest to it. `oodbench get words negrefine` gets its result for
     ImageNet-1k, 6,370 words of seed 0, which words=FOLDER reads. As in that code, unfiltered words are chosen by their
     largest cosine (quantile=1), and nouns that are class names, in the same case, are not chosen. The code then removes
-    characters that are no letters and orders the words by a Python set, which changes from process to process; it
-    scores S without, and the pairs with, the words beyond a multiple of `groups`.
+    characters other than letters, "_", "-" and blanks, drops words of fewer than three characters, and orders the rest
+    by a Python set, which changes from process to process; it scores S without, and the pairs with, the words beyond a
+    multiple of `groups`.
 
     words           as in csp; the folder with the authors' two files is used as it is
     quantile        as in csp; 1 chooses words by their largest cosine with an ID class

@@ -34,17 +34,18 @@ class SCT(LoCoOp):
 
     formula: ClassVar[str] = r"""
     S(x) = \max_c \frac{e^{\cos(v, g(t_c)) / \tau}}{\sum_j e^{\cos(v, g(t_j)) / \tau}}
-    + \max_{p, c} \frac{e^{\cos(v_p, g(t_c)) / \tau}}{\sum_j e^{\cos(v_p, g(t_j)) / \tau}}
+    + \max_{r, c} \frac{e^{\cos(v_r, g(t_c)) / \tau}}{\sum_j e^{\cos(v_r, g(t_j)) / \tau}}
 
     \mathcal{L} = \frac{1}{N} \sum_{i=1}^{N} (1 - p_i) \, \ell_{\text{ce}}(x_i, y_i)
-    + \lambda \, \frac{1}{|J|} \sum_{(i, p) \in J} -p_i \, H(p_{i, p})
+    + \lambda \, \frac{1}{|J|} \sum_{(i, r) \in J} -p_i \, H(p_{i, r})
 
     v                 embedding of image x
-    v_p               embedding of patch p of the image
+    v_r               embedding of patch r of the image
     g(t_c)            text embedding of the learnt prompt of class c
-    p_i               softmax probability of the label $y_i$ of training image i of N
+    x_i               training image i of N, with label $y_i$
+    p_i               softmax probability, at the encoder's own scale, of the label $y_i$ of training image $x_i$ of N
     \ell_{\text{ce}}  cross-entropy, $-\log p_i$
-    J, \; H, \; p_{i, p}  as in `locoop`
+    J, \; H, \; p_{i, r}  as in `locoop`
     \lambda           `lam`
     \tau              `temperature`
     """

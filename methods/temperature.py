@@ -32,14 +32,14 @@ class Logits:
 
 @dataclass(frozen=True)
 class TemperatureScaling(Method[float]):
-    """MSP or Energy of logits / T, where T minimises the labels' negative log-likelihood on the calibration images.
+    """MSP or Energy of logits / T; T is fitted to the labels' negative log-likelihood on the calibration images.
 
     T divides the scaled cosines and is thus a second scale: MSP with scale s / T is the same score. ID accuracy does
     not change. The logits of the calibration images are kept while T is sought: images x classes x 4 bytes.
 
     Released code: it, OpenOOD and pytorch-ood take 50 steps of L-BFGS with rate 0.01 from T = 1.5 (pytorch-ood from 1),
-    which go less than half of the way to the minimum. They calibrate on validation images; here it is the calibration
-    images.
+    which go less than half of the way to the minimum: the default, which is not the arg min of the formula. They
+    calibrate on validation images; here it is the calibration images.
 
     preset     "release" takes these 50 steps, "paper" finds the minimum itself
     base       the score: "msp" as in OpenOOD, as its logarithm, or "energy", T * logsumexp(logits / T)

@@ -45,7 +45,7 @@ class _Kinds(CommandGroup):
 def get() -> None:
     """Get released weights, word lists and image sets.
 
-    Runs find them there without further options.
+    They are put into the folder of the datasets, and the command that uses them is printed.
     """
 
 

@@ -275,6 +275,34 @@ def stream_problems(jobs: Jobs, request: RunRequest) -> list[str]:
     ]
 
 
+def readable_jobs(jobs: Jobs) -> Jobs:
+    """Return the jobs whose lists of texts can be read. Raise UserError for the others that the user named."""
+    own = {job.label: problem for job in jobs.jobs if (problem := _list_problem(job))}
+    reasons = jobs.reasons(own)
+    refused = [job for job in jobs.rows if job.label in reasons and (job.named or job.given)]
+    raise_all(list(dict.fromkeys(own.get(job.base) or own[job.label] for job in refused)))
+    return Jobs(jobs.without(reasons), (*jobs.skipped_methods, *reasons.items())) if reasons else jobs
+
+
+def _list_problem(job: Job) -> str:
+    """Return why a list of texts that the user named cannot be read, as the method itself finds it, or "".
+
+    The method is imported only if a text was given that may be a file, or none where its `words` must be one.
+    """
+    texts = {p.name for p in job.info.parameters if p.kind == "str" and not p.name.endswith("templates")}
+    if not texts.intersection(job.given) and job.parameters.get("words") != "":
+        return ""
+    try:
+        job.build().text_encodings(1)
+    except UserError as error:
+        return str(error)
+    except ValueError as error:
+        return f"{job.label}: {error}"
+    except Exception:  # of a plugin: the run reports it
+        return ""
+    return ""
+
+
 def _without_groups(choices: Sequence[Choice], known: Mapping[str, MethodInfo], problems: list[str]) -> list[Choice]:
     """Return the choices with each group replaced by its methods. Problems are appended to `problems`."""
     out: list[Choice] = []

@@ -27,7 +27,7 @@ from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline.encoder_choice import choose_encoder
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
-from oodbench.pipeline.jobs import Job, Jobs, make_jobs, stream_problems
+from oodbench.pipeline.jobs import Job, Jobs, make_jobs, readable_jobs, stream_problems
 from oodbench.pipeline.request import RunRequest, check_options
 from oodbench.pipeline.stream_order import StreamProtocol, canonical_ratio, kept_sizes
 from oodbench.pipeline.weights import damaged_files
@@ -190,6 +190,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     attempt(check_options, request)
     known = attempt(methods, request.plugins)
     jobs = attempt(make_jobs, request, known) if known is not None else None
+    jobs = attempt(readable_jobs, jobs) if jobs else None
     if jobs and not needs_ood:
         jobs = attempt(_without_streams, jobs, request)
     find_protocol = functools.partial(catalogue.protocol, needs_ood=needs_ood)

@@ -67,9 +67,19 @@ def test_pages_of_methods_have_commands_that_exist(monkeypatch: pytest.MonkeyPat
             if isinstance(command, click.Group):
                 command, rest = command.commands[rest[0]], rest[1:]
             assert program == "oodbench" and command.make_context(first, rest)
+        assert not re.findall(r"[a-z;,]\$[a-zA-Z\\]", page), "a blank is missing before a formula"
         links = [link for link in re.findall(r"\]\((\w+)\.md\)", page)]
         assert set(links) <= set(made) - {name}
     assert "neglabel" in made["csp"] and "](neglabel.md)" in made["csp"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_rows_of_tables_have_the_cells_of_their_head(page: str) -> None:
+    """A bar within a cell would begin another one."""
+    text = re.sub(r"(?ms)^ *```.*?^ *```$", "", (ROOT / page).read_text(encoding="utf-8"))
+    for table in re.findall(r"(?m)(?:^\|.*\n)+", text):
+        cells = {line: len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(set(cells.values())) == 1, cells
 
 
 def test_cluster_scripts_are_valid() -> None:

@@ -13,6 +13,8 @@ import torch
 from oodbench.errors import UserError
 from oodbench.method import registry
 from oodbench.method.toy import CLASSES, ToyWorld
+from oodbench.pipeline.plan import make_plan
+from oodbench.pipeline.request import RunRequest
 
 NAMES = ["Sunflower", "waterfall", "Waterfall", "Anchor", "church bell", "galaxy", "galaxy", "desert dunes"]
 USED = ["sunflower", "waterfall", "church bell", "galaxy", "desert dunes"]
@@ -133,3 +135,17 @@ def test_a_list_of_class_names_alone_is_refused(world: ToyWorld, tmp_path: Path)
 
 def test_the_card_has_words_of_a_language_model() -> None:
     assert registry.methods()["eoe"].access.lm_words
+
+
+LISTS = "eoe.words csp.words negrefine.words neglabel.words tanl.words adaneg.words cma.agents".split()
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_that_is_not_there_is_an_error_of_the_plan(name: str, tmp_path: Path) -> None:
+    """Beside the other problems of the request, of any method that reads a list."""
+    method, _, _ = name.partition(".")
+    request = RunRequest(methods=f"{method},mcm", id="none-such", settings=(f"{name}={tmp_path}/absent",))
+    with pytest.raises(UserError) as error:
+        make_plan(request)
+    lists, dataset = error.value.problems
+    assert lists.startswith(f"{method}[") and "absent" in lists and "none-such" in dataset
