@@ -17,6 +17,7 @@ from oodbench.cli.output import note, print_tables
 from oodbench.errors import UserError, printable, raise_all
 from oodbench.report.options import (
     CHOICES,
+    INTERVALS,
     SECTIONS,
     SHOWN,
     STYLES,
@@ -63,6 +64,17 @@ def _figure_kinds() -> tuple[str, ...]:
     return KINDS
 
 
+def _metrics() -> tuple[str, ...]:
+    return CHOICES
+
+
+def _published() -> list[str]:
+    """Return the keys of published results."""
+    from oodbench.report.tables.published import quotes
+
+    return [*quotes()]
+
+
 @click.command(
     cls=Command,
     epilog=examples(
@@ -81,7 +93,8 @@ def _figure_kinds() -> tuple[str, ...]:
     "--format",
     "form",
     default="",
-    help="latex, markdown, html, csv, parquet or figures (PNG and PDF: docs/figures.md). Default: for the terminal.",
+    type=OneOf("terminal", "latex", "markdown", "html", "csv", "parquet", "figures"),
+    help="Default: terminal. Figures are PNG and PDF files (docs/figures.md).",
 )
 @click.option("-o", "--output", type=FOLDER, help="Write to this file; figures, to this folder. Default: stdout.")
 @click.option(
@@ -124,7 +137,11 @@ def _figure_kinds() -> tuple[str, ...]:
 )
 @click.option("--ood", "sets", default="", type=Names(set_names), help="OOD sets to show, in this order: sun,textures.")
 @click.option(
-    "--metrics", default=",".join(SHOWN), show_default=True, help="Metrics to show; also fpr95_ood, aupr_in, aupr_out."
+    "--metrics",
+    default=",".join(SHOWN),
+    show_default=True,
+    type=Names(_metrics),
+    help="Metrics to show; also fpr95_ood, aupr_in, aupr_out.",
 )
 @click.option("--decimals", type=int, help="Decimal places. Default: 2 in percent, 4 as fractions.")
 @click.option("--percent/--fraction", default=True, help="Unit of the metrics. Default: percent.")
@@ -133,11 +150,15 @@ def _figure_kinds() -> tuple[str, ...]:
     "--group",
     default="access",
     show_default=True,
+    type=OneOf(*SECTIONS),
     help="access: group methods that see the same data; trained: training-free and trained methods; none: no groups. "
     "The best and second-best numbers are marked among methods that see the same data.",
 )
 @click.option(
-    "--intervals", default="", help="Show confidence intervals: half as ± half the width, range as [low, high]."
+    "--intervals",
+    default="",
+    type=OneOf(*INTERVALS),
+    help="Show confidence intervals: half as ± half the width, range as [low, high].",
 )
 @click.option(
     "--seeds", is_flag=True, help="Show the mean ± standard deviation of results that differ only in the seed."
@@ -159,9 +180,18 @@ def _figure_kinds() -> tuple[str, ...]:
 @click.option("--bib", is_flag=True, help="Print the BibTeX of the methods and datasets instead of the tables.")
 @click.option("--cite", is_flag=True, help="LaTeX: cite the keys that --bib writes.")
 @click.option(
-    "--compare", default="", help="published: show published numbers next to measured ones, with the difference."
+    "--compare",
+    default="",
+    type=OneOf("published"),
+    help="Show published numbers next to measured ones, with the difference.",
 )
-@click.option("--quote", "quotes", multiple=True, help="Add a published result, such as clipn:paper. Repeatable.")
+@click.option(
+    "--quote",
+    "quotes",
+    multiple=True,
+    type=Names(_published, several=False),
+    help="Add a published result, such as clipn:paper. Repeatable.",
+)
 @click.option("--explain", nargs=2, metavar="METHOD OODSET", help="Show everything that one cell depends on.")
 @click.option(
     "--data",
