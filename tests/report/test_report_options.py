@@ -232,12 +232,12 @@ def test_explain_and_verify_use_the_selection(folder: Path) -> None:
     for more, said in (
         (("--id", "othr"), "did you mean 'other'"),
         (("--ood", "q"), "no results with OOD set 'q'"),
-        (("--format", "x", "--cite"), "leave --format, --cite out"),
-        (("--sort", "auroc"), "leave --sort out"),
+        (("--format", "x", "--cite"), "leave out --format, --cite"),
+        (("--sort", "auroc"), "leave out --sort"),
     ):
         for single in (("--verify",), ("--explain", "m3", "a")):
             assert said in call(folder, *single, *more).stderr
-    assert "leave --explain out" in call(folder, "--verify", "--explain", "m3", "a").stderr
+    assert "leave out --explain" in call(folder, "--verify", "--explain", "m3", "a").stderr
 
 
 def test_a_missing_folder_is_reported_first(tmp_path: Path) -> None:
