@@ -16,7 +16,7 @@ from oodbench.report.tables.access import title_of
 from oodbench.report.tables.columns import cell, cells, formatted
 from oodbench.report.tables.streams import differing
 from oodbench.report.tables.table import DASH, Cell, ColumnGroup, Number
-from oodbench.results import Result
+from oodbench.results import Result, seedless_label
 
 
 def repeated(results: Sequence[Result], *, seeds: bool) -> list[list[Result]]:
@@ -115,12 +115,6 @@ _SEEDED = (
 
 def _seedless(recipe: dict[str, Any]) -> dict[str, Any]:
     return {k: _seedless(v) if isinstance(v, dict) else v for k, v in recipe.items() if k not in _SEEDED}
-
-
-def seedless_label(row: Result) -> str:
-    """Return a label without the seed that its weights were trained with: `coop[K=4,seed=2]` is `coop[K=4]`."""
-    recipe = row.weights.get("recipe") or {}
-    return row.label.replace(f",seed={recipe.get('seed')}]", "]") if recipe.get("id") else row.label
 
 
 def by_shots(results: Sequence[Result]) -> list[list[Result]]:
