@@ -196,7 +196,7 @@ def _setting(row: Result) -> str:
 def _without_seeds(row: Result) -> str:
     """Return what results agree in that differ in seeds alone: of the run, of its labelled images, of the stream."""
     calibration = row.run.get("calibration") or {}
-    labelled = {name: calibration.get(name) for name in ("dataset", "labels", "shots", "n")}
+    labelled = {name: calibration.get(name) for name in ("dataset", "labels", "n")}
     stream = {name: value for name, value in row.stream.items() if name != "seed"}
     known = [seedless_label(row), row.parameters, labelled, stream, row.source, bool(row.imported)]
     return json.dumps(known, sort_keys=True, default=str)

@@ -13,6 +13,7 @@ from oodbench.report.figures.style import GREY, SIZE, add_text, printable_text, 
 
 Entry = tuple[str, Mapping[str, Any]]  # of a legend: a name, and how its line or marker looks
 
+TALLEST = 8.0  # inches of a figure of a given width: the text of a page of a paper is 9 inches high
 _SMALL = SIZE - 0.5
 _SAMPLE, _PITCH = 0.36, 0.125  # of a legend: width of a line's sample with its gaps, and height of an entry
 
@@ -49,6 +50,27 @@ class FigureLayout:
         """Return the number of columns that some panels fill."""
         return min(self.columns, panels)
 
+    def across(self, panels: int) -> float:
+        """Return the width of a figure of some panels in inches."""
+        columns = self.columns_of(panels)
+        return self.left + columns * self.panel[0] + (columns - 1) * self.gap[0] + self.right
+
+    def most(self, panels: int, legend: Sequence[Entry] = ()) -> int:
+        """Return the number of panels, of so many at most, in the rows that fit into TALLEST inches with a legend."""
+        rows = max(1, int(self._room(panels, legend) / (self.panel[1] + self.gap[1])))
+        return min(panels, rows * self.columns_of(panels))
+
+    def lowered(self, panels: int, legend: Sequence[Entry], lowest: float) -> FigureLayout:
+        """Return a layout whose panels are low enough for TALLEST inches with a legend, but not below `lowest`."""
+        rows = -(-panels // self.columns_of(panels))
+        high = max(lowest, self._room(panels, legend) / rows - self.gap[1])
+        return replace(self, panel=(self.panel[0], min(self.panel[1], high)))
+
+    def _room(self, panels: int, legend: Sequence[Entry]) -> float:
+        """Return the height of all rows, each with the gap below it."""
+        below = _Legend(legend, self.across(panels)).height
+        return TALLEST - 0.02 - self.head - self.bottom - below + self.gap[1]
+
 
 def new_figure(
     heading: Sequence[str], panels: int, layout: FigureLayout, legend: Sequence[Entry] = ()
@@ -57,7 +79,7 @@ def new_figure(
     columns = layout.columns_of(panels)
     rows = -(-panels // columns)
     (w, h), (dx, dy) = layout.panel, layout.gap
-    across = layout.left + columns * w + (columns - 1) * dx + layout.right
+    across = layout.across(panels)
     lines = _heading_lines(heading, across)
     pitch = [size * 1.45 / 72 for _, size in lines]
     below = _Legend(legend, across)
@@ -90,7 +112,10 @@ def _heading_lines(heading: Sequence[str], across: float) -> list[tuple[str, flo
 
 @dataclass(frozen=True)
 class _Legend:
-    """A legend below the panels, in columns as wide as the longest name; a long one has two columns at least."""
+    """A legend below the panels, in columns as wide as the longest name.
+
+    A long one has two columns at least, unless they are too narrow for names.
+    """
 
     entries: Sequence[Entry]
     across: float
@@ -99,7 +124,7 @@ class _Legend:
     def columns(self) -> int:
         longest = max((width(name, _SMALL) for name, _ in self.entries), default=0.0) + _SAMPLE + 0.12
         fitting = int((self.across - 0.1) / longest) if self.entries else 1
-        return max(1, min(len(self.entries), max(fitting, 2 if len(self.entries) > 8 else 1)))
+        return max(1, min(len(self.entries), max(fitting, 2 if len(self.entries) > 8 and self.across > 3 else 1)))
 
     @property
     def height(self) -> float:
