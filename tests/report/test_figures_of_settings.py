@@ -101,6 +101,18 @@ def test_operations_are_those_that_open_clip_states(name: str) -> None:
     assert 2e-9 * (operations(card(name)) or 0) == pytest.approx(GFLOPS[name], rel=0.025)
 
 
+@pytest.mark.parametrize("rule", ["first", "nearest", "interpolate"])
+def test_the_caption_of_densities_has_the_rule_of_fpr95(rule: str, tmp_path: Path) -> None:
+    scores = scores_of(0, 40, ("sun", "dtd"))
+    for name in ("m0", "m1"):
+        lay(tmp_path, name, scores, conventions={"at95": rule, "aupr": "average_precision"})
+    densities, roc = sorted(drawn(tmp_path, kinds=["densities", "roc"]), key=lambda plot: plot.kind)
+    assert ("(rule: first; that above a panel has the rule" in densities.caption) == (rule != "first")
+    assert "numbers above a panel are averages over the OOD sets." in densities.caption
+    assert "Equal curves coincide; the one higher in the table is on top." in roc.caption
+    assert [one.get_gid() for one in roc.figure.axes[0].lines if one.get_gid() in ("m0", "m1")] == ["m1", "m0"]
+
+
 def test_encoders_are_in_the_order_of_their_operations() -> None:
     order = ["ViT-B-32", "ViT-B-16", "ViT-L-14"]
     tables: list[list[Result]] = []
@@ -175,6 +187,8 @@ def test_what_the_caption_of_encoders_tells() -> None:
     plot, of_streams = encoder_plots([*plain, *streams], FigureOptions())
     ticks = [text.get_text() for text in plot.figure.axes[0].get_xticklabels()]
     assert ticks == ["ViT-B-16 bicubic", "ViT-B-16 bilinear"] and "equal names: interpolation." in plot.caption
+    (narrow,) = encoder_plots(plain, FigureOptions(width=3.25))
+    assert narrow.figure.axes[0].get_xlabel() == "Encoder" and "Weights of all: openai." in narrow.caption
     assert "Failed, so not shown: ODIN on ViT-B-16 bilinear." in plot.caption
     assert "Equal lines coincide; the one higher in the table is on top." in plot.caption
     assert [one.get_gid() for one in plot.figure.axes[0].lines] == ["ENERGY", "MCM"], "the first is on top"

@@ -170,6 +170,7 @@ def _page(family: Sequence[FigureData], methods: Sequence[EncoderLine], number: 
     layout = replace(layout, bottom=below, gap=(layout.gap[0], below + 0.25 if rows > 1 else layout.gap[1]))
     looks = {one.position: line_style(one.position) | {"marker": marker(one.position)} for one in methods}
     entries = [(one.name, looks[one.position]) for one in methods]
+    label = f"Encoder (weights: {tag})" if tag else "Encoder"
     with plot_style():
         above = [] if wide else [title, heading]
         figure, axes = new_figure(above, 2, layout, entries if wide else ())
@@ -179,7 +180,7 @@ def _page(family: Sequence[FigureData], methods: Sequence[EncoderLine], number: 
                 bars |= _line(panel, one, metric, looks[one.position])
             panel.set_xticks(range(len(shown)), shown, rotation=90 if upright else 0)
             panel.set(xlim=(-0.35, len(shown) - 0.65))
-            panel.set_xlabel(f"Encoder (weights: {tag})" if tag else "Encoder")
+            panel.set_xlabel(label if width(label, SIZE) < layout.panel[0] else "Encoder")
             add_title(panel, f"{_TITLES[metric]}, % {'↑' if metric == 'auroc' else '↓'}", layout.panel[0])
         if not wide:
             add_key(axes[-1], entries, layout.panel, _KEY)
@@ -193,6 +194,7 @@ def _page(family: Sequence[FigureData], methods: Sequence[EncoderLine], number: 
         f"AUROC and FPR95 in %, plain averages over OOD sets ({titles}), by encoder.",
         "Encoders in ascending order of the multiply-adds of their image tower"
         + (f"; last, by name, those whose config does not tell: {', '.join(unknown)}." if unknown else "."),
+        f"Weights of all: {tag}." if tag else "",
         f"Added to equal names: {', '.join(added)}." if added else "",
         f"Bars: {level:g} % intervals over images{of_first}, where the result has them."
         if bars

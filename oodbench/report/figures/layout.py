@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,21 +56,23 @@ class FigureLayout:
         columns = self.columns_of(panels)
         return self.left + columns * self.panel[0] + (columns - 1) * self.gap[0] + self.right
 
+    def height(self, panels: int, legend: Sequence[Entry] = ()) -> float:
+        """Return the height of a figure of some panels and a legend in inches, without its heading."""
+        rows = -(-panels // self.columns_of(panels))
+        below = _Legend(legend, self.across(panels)).height
+        return self.head + rows * self.panel[1] + (rows - 1) * self.gap[1] + self.bottom + below
+
     def most(self, panels: int, legend: Sequence[Entry] = ()) -> int:
         """Return the number of panels, of so many at most, in the rows that fit into TALLEST inches with a legend."""
-        rows = max(1, int(self._room(panels, legend) / (self.panel[1] + self.gap[1])))
-        return min(panels, rows * self.columns_of(panels))
+        columns, pitch = self.columns_of(panels), self.panel[1] + self.gap[1]
+        spare = TALLEST - self.height(panels, legend)
+        return min(panels, columns * max(1, -(-panels // columns) + math.floor(spare / pitch)))
 
     def lowered(self, panels: int, legend: Sequence[Entry], lowest: float) -> FigureLayout:
         """Return a layout whose panels are low enough for TALLEST inches with a legend, but not below `lowest`."""
-        rows = -(-panels // self.columns_of(panels))
-        high = max(lowest, self._room(panels, legend) / rows - self.gap[1])
-        return replace(self, panel=(self.panel[0], min(self.panel[1], high)))
-
-    def _room(self, panels: int, legend: Sequence[Entry]) -> float:
-        """Return the height of all rows, each with the gap below it."""
-        below = _Legend(legend, self.across(panels)).height
-        return TALLEST - 0.02 - self.head - self.bottom - below + self.gap[1]
+        spare = TALLEST - self.height(panels, legend)
+        high = self.panel[1] + min(0.0, spare / -(-panels // self.columns_of(panels)))
+        return replace(self, panel=(self.panel[0], max(lowest, high)))
 
 
 def new_figure(
@@ -77,14 +80,13 @@ def new_figure(
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with its heading (the first line in bold), its panels, row by row, and below a legend."""
     columns = layout.columns_of(panels)
-    rows = -(-panels // columns)
     (w, h), (dx, dy) = layout.panel, layout.gap
     across = layout.across(panels)
     lines = _heading_lines(heading, across)
     pitch = [size * 1.45 / 72 for _, size in lines]
     below = _Legend(legend, across)
     margin = 0.12 if lines else 0.02
-    down = margin + sum(pitch) + layout.head + rows * h + (rows - 1) * dy + layout.bottom + below.height
+    down = margin + sum(pitch) + layout.height(panels, legend)
     figure = Figure(figsize=(across, down))
     y = down - margin + 0.02
     for (line, size), step in zip(lines, pitch, strict=True):

@@ -159,12 +159,7 @@ def _figure(
     strict: bool = False,
 ) -> Figure | None:
     """Return the figure with names, or numbers, at its points; a `strict` one is None if they are not all legible."""
-    few = len(names) <= FEW
-    layout = FigureLayout(*(((3.6, 3.1), 3) if few else ((5.2, 4.4), 2)), gap=(0.65, 0.75), head=0.3)
-    if wide := figure_data.width:
-        layout = replace(layout, panel=(3.6, 2.8 if wide > 5 else 1.7))
-        layout = layout.fitted(len(panels), wide, 1.6, gap=(0.45, 0.45), left=0.5, right=0.1, head=0.2)
-        layout = layout.lowered(len(panels), legend, 1.2)
+    layout, wide = _layout(figure_data, len(panels), len(names), legend), figure_data.width
     size = SIZE - 0.5 if len(names) <= 20 and not wide else SMALLEST
     shown = [shortened(name, 1.5, size) for name in names]
     sizes = [(72 * width(name, size) + 2, size * 1.25) for name in shown]
@@ -186,6 +181,15 @@ def _figure(
                 return None
             _labels(axis, list(zip(panel.best, shown, area.points, boxes, strict=True)), area.frame, size)
     return figure
+
+
+def _layout(figure_data: FigureData, panels: int, names: int, legend: Sequence[Entry]) -> FigureLayout:
+    layout = FigureLayout(*(((3.6, 3.1), 3) if names <= FEW else ((5.2, 4.4), 2)), gap=(0.65, 0.75), head=0.3)
+    if not (wide := figure_data.width):
+        return layout
+    layout = replace(layout, panel=(3.6, 2.8 if wide > 5 else 1.7))
+    layout = layout.fitted(panels, wide, 1.6, gap=(0.45, 0.45), left=0.5, right=0.1, head=0.2)
+    return layout.lowered(panels, legend, 1.2)
 
 
 def _labels(panel: Axes, labels: Sequence[tuple[PlottedResult, str, Point, Box]], frame: Box, size: float) -> None:
