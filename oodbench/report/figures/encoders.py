@@ -134,7 +134,7 @@ def encoder_names(encoders: Sequence[Mapping[str, Any]]) -> tuple[list[str], str
     tag = tags.pop() if len(tags) == 1 else ""
     names = [name.removesuffix(f"/{tag}") if tag else name for name in names]
     added: list[str] = []
-    for name in {name for name in names if names.count(name) > 1}:
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         same = [i for i, other in enumerate(names) if other == name]
         cards = _strings(_card(encoders[i]) for i in same)
         keys = distinguishing(cards)
