@@ -157,6 +157,12 @@ class Result:
         return json.dumps({**dataclasses.asdict(self), "digest": self.digest}, indent=1, sort_keys=True) + "\n"
 
 
+def seedless_label(row: Result) -> str:
+    """Return a label without the seed that its weights were trained with: `coop[K=4,seed=2]` is `coop[K=4]`."""
+    recipe = row.weights.get("recipe") or {}
+    return row.label.replace(f",seed={recipe.get('seed')}]", "]") if recipe.get("id") else row.label
+
+
 def _digest(plain: Mapping[str, Any]) -> str:
     """Return the digest of a result in its JSON form."""
     fields = {k: v for k, v in plain.items() if k not in _VOLATILE and (k not in _LATER or v)}

@@ -25,9 +25,11 @@ def mlflow_steps(tracker: Tracker, rows: Iterable[Result]) -> list[str]:
     """Return the commands that show results in MLflow, sorted by average AUROC."""
     from oodbench import tracking
 
-    start = [] if tracker.served else [redact(shlex.join(["mlflow", "ui", "--backend-store-uri", tracker.place]))]
-    found = tracking.links(tracker, rows)
-    return [*start, *(shlex.join(["open", link]) for link in found or ([tracker.place] if tracker.served else []))]
+    if tracker.databricks:
+        return []
+    start = [] if tracker.served else [shlex.join(["mlflow", "ui", "--backend-store-uri", tracker.place])]
+    found = tracking.links(tracker, rows) or ([tracker.place] if tracker.served else [])
+    return [*start, *(shlex.join(["open", link]) for link in found)]
 
 
 @click.command(

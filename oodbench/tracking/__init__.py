@@ -36,7 +36,7 @@ def sync(tracker: Tracker, attach: Attach = no_files) -> SyncReport:
 
 def links(tracker: Tracker, rows: Iterable[Result]) -> list[str]:
     """Return the URLs of the experiments that these results were sent to, in MLflow's web interface."""
-    if tracker.scheme in ("", "databricks", "databricks-uc", "uc"):  # Databricks has its own web interface
+    if tracker.databricks:
         return []
     sent = runs.sent_experiments(tracker)
     experiments = dict.fromkeys(sent.get(row.digest, "") for row in rows)

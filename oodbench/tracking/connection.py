@@ -19,7 +19,8 @@ from oodbench.errors import UserError, redact
 
 UI = "http://127.0.0.1:5000"  # address of `mlflow ui`
 _VARIABLE = "MLFLOW_TRACKING_URI"
-_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+_REGISTRIES = ("databricks-uc", "uc")  # Unity Catalog holds models, and no runs
 _OPTIONS = (
     "uri",
     "timeout",
@@ -57,9 +58,9 @@ class Tracker:
 
     @property
     def place(self) -> str:
-        """The URI without user and password, as it is shown and stored."""
+        """The URI without user, password and token, as it is shown and stored."""
         uri = self.uri.rstrip("/")
-        return uri.replace(f"{self.secret}@", "", 1) if self.secret else uri
+        return redact(uri.replace(f"{self.secret}@", "", 1) if self.secret else uri)
 
     @property
     def secret(self) -> str:
@@ -84,10 +85,15 @@ class Tracker:
         """Whether the store is a server with MLflow's web interface; other stores need `mlflow ui`."""
         return self.scheme in ("http", "https")
 
+    @property
+    def databricks(self) -> bool:
+        """Whether the store is Databricks, which has its own web interface."""
+        return "databricks" in (self.uri, self.scheme)
+
     def link(self, experiment: str) -> str:
         """Return the URL of an experiment's runs in MLflow's web interface, sorted by average AUROC, best first."""
         order = urlencode({"orderByKey": "metrics.`auroc/mean`", "orderByAsc": "false"})
-        where = redact(self.place) if self.served else UI
+        where = self.place if self.served else UI
         return f"{where}/#/experiments/{experiment}/runs?{order}&workflowType=machine_learning"
 
     def without_secret(self, error: object) -> str:
@@ -99,7 +105,7 @@ class Tracker:
         """Return a message: why results could not be sent, where they are, and how to send them later."""
         cause = first_line(self.without_secret(error))
         later = f"results are kept in {self.results}, send them later with: oodbench sync --tracking-uri {self.place}"
-        kind = "server" if self.scheme in ("http", "https") else "store"
+        kind = "server" if self.served else "store"
         return f"tracking {kind} {self.place} {problem} ({cause}); {later}"
 
 
@@ -168,6 +174,8 @@ def _unusable_reason(uri: str) -> str:
     if uri == "databricks":
         return ""
     scheme = urlsplit(uri).scheme.lower().partition("+")[0]
+    if {uri, scheme} & {*_REGISTRIES}:
+        return "is a registry of models, which holds no runs (those of Databricks are in databricks://PROFILE)"
     if scheme == "file" or "://" not in uri:  # MLflow would create a folder of that name
         if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1") and scheme == "file":
             return ""
@@ -192,7 +200,7 @@ def unreachable_reason(tracker: Tracker) -> str:
     """Return why a server or a SQLite file cannot be reached, or ""; other stores are not contacted."""
     if tracker.database:
         return _sqlite_problem(tracker.database)
-    if tracker.scheme not in ("http", "https"):
+    if not tracker.served:
         return ""
     if _http_problem(f"{tracker.place}/health"):
         time.sleep(0.5)

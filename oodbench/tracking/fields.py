@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import statistics
 import time
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from oodbench.errors import printable
-from oodbench.results import METRICS, Result, flatten, slug
+from oodbench.results import METRICS, Result, flatten, seedless_label, slug
 
 RUNS = "oodbench/"  # prefix of the names of experiments
 DIGEST, ENCODER, SENDER = "oodbench.digest", "oodbench.encoder", "oodbench.sender"
@@ -167,16 +168,38 @@ def metrics(row: Result) -> dict[str, float]:
 
 
 def best_and_median(rows: Sequence[Result]) -> dict[str, float]:
-    """Return `best/auroc/mean`, `median/auroc/mean`, `best/fpr95/near`, ... over the results that have the metric."""
-    found: dict[str, list[float]] = {}
+    """Return `best/auroc/mean`, `median/auroc/mean`, `best/fpr95/near`, ... over the methods that have the metric.
+
+    The seeds of a method are averaged first. Results of several settings, which `sync` sends together, have none.
+    """
+    if len({_setting(row) for row in rows if row.ood}) > 1:
+        return {}
+    found: dict[str, dict[str, list[float]]] = {}  # metric -> method -> its values
     for row in rows:
         groups = _keys(row.groups, taken=["mean"]).values()
         shown = {"id_accuracy", *(f"{metric}/{part}" for metric in _CHARTED for part in ("mean", *groups))}
         for key, value in metrics(row).items():
             if key in shown and not math.isnan(value):
-                found.setdefault(key, []).append(value)
-    best = {f"best/{key}": _CHARTED[key.partition("/")[0]](values) for key, values in found.items()}
-    return best | {f"median/{key}": statistics.median(values) for key, values in found.items()}
+                found.setdefault(key, {}).setdefault(_without_seeds(row), []).append(value)
+    means = {key: [statistics.fmean(values) for values in known.values()] for key, known in found.items()}
+    best = {f"best/{key}": _CHARTED[key.partition("/")[0]](values) for key, values in means.items()}
+    return best | {f"median/{key}": statistics.median(values) for key, values in means.items()}
+
+
+def _setting(row: Result) -> str:
+    """Return what averages are not comparable without: the images, how they were encoded, and the conventions."""
+    images = [(name, digest) for name, digest, _, _ in data_sets(row)]
+    run = [row.run.get(name) for name in ("precision", "resize", "limit", "lists")]
+    return json.dumps([images, run, row.conventions, row.classes], sort_keys=True, default=str)
+
+
+def _without_seeds(row: Result) -> str:
+    """Return what results agree in that differ in seeds alone: of the run, of its labelled images, of the stream."""
+    calibration = row.run.get("calibration") or {}
+    labelled = {name: calibration.get(name) for name in ("dataset", "labels", "n")}
+    stream = {name: value for name, value in row.stream.items() if name != "seed"}
+    known = [seedless_label(row), row.parameters, labelled, stream, row.source, bool(row.imported)]
+    return json.dumps(known, sort_keys=True, default=str)
 
 
 def data_sets(row: Result) -> list[tuple[str, str, int, str]]:

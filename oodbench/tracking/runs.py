@@ -49,9 +49,8 @@ def experiment_id(client: Any, tracker: Tracker, name: str) -> str:
         for key in about if not set(_KIND) & set(found.tags) else ():  # created by an earlier version
             client.set_experiment_tag(found.experiment_id, key, about[key])
         return str(found.experiment_id)
-    served = tracker.scheme in ("http", "https", "databricks", "")
     # A server has its own place for artifacts; without one they would go to ./mlruns.
-    location = None if served else (tracker.results.absolute() / "mlartifacts").as_uri()
+    location = None if tracker.served or tracker.databricks else (tracker.results.absolute() / "mlartifacts").as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=location, tags=about))
     except MlflowException:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +27,7 @@ from oodbench.report.figures.write import results_of
 from oodbench.report.tables.grouping import from_folder
 from tests.report import stream_rows, test_shots
 from tests.report.test_figures import HOSTILE, lay, scores_of, toy
+from tests.report.test_report_shapes import ood, row
 
 DPI = 150
 
@@ -121,6 +124,7 @@ def test_many_methods_and_sets_at_any_width(width: float, results: Path, tmp_pat
         for plot in one_by_one(folder, ["overview", "sweep", "roc", "densities", "ranks"], width):
             pdf = plot.pdf()
             assert media_box(pdf)[2] == pytest.approx(72 * width) and min(font_sizes(pdf)) >= 6
+            assert media_box(pdf)[3] <= 72 * 9, "the text of a page of CVPR, ICML or NeurIPS"
             assert not problems(plot)
 
 
@@ -141,6 +145,31 @@ def test_points_have_numbers_where_names_have_no_room(tmp_path: Path) -> None:
         assert min(distance, key=lambda name: distance[name]) == said[text.get_text()]
     for (_, name), mark in zip(said.items(), legend.lines, strict=True):
         assert (mark.get_color(), mark.get_marker()) == (points[name].get_color(), points[name].get_marker())
+
+
+def test_names_in_a_narrow_legend_are_not_cut() -> None:
+    rows = [row(f"m{i}", ood("sun"), title=f"A method called {i}") for i in range(9)]
+    (plot,) = plots(rows, {}, kinds=["overview"], width=2)
+    legend = plot.figure.axes[-1].texts
+    assert [text.get_text() for text in legend] == [f"{i + 1}  A method called {i}" for i in range(9)]
+    assert "Equal points coincide; the one higher in the table is on top." in plot.caption
+
+
+def test_figures_of_a_width_are_no_taller_than_a_page() -> None:
+    """Of as many panels as a figure of the kind has, with a long legend."""
+    kinds: dict[str, Any] = {
+        kind: importlib.import_module(f"oodbench.report.figures.{kind}")
+        for kind in ("densities", "roc", "sweep", "histogram", "stream", "shots", "overview")
+    }
+    for (kind, module), wide in itertools.product(kinds.items(), (2.0, 3.25, 6.875)):
+        data: Any = SimpleNamespace(width=wide)
+        legend: list[tuple[str, Any]] = [(f"A method called {i}", {}) for i in range(25 if kind == "overview" else 15)]
+        if kind == "overview":
+            assert module._layout(data, 3, 25, legend).height(3, legend) <= 9
+            continue
+        most = module._layout(data, module.PANELS).most(module.PANELS, legend)
+        heights = [module._layout(data, panels).height(panels, legend) for panels in (1, most // 2 + 1, most)]
+        assert len(heights) >= 2 and max(heights) <= 9, (kind, wide)
 
 
 def test_streams_and_shots_have_widths(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from oodbench.report.html import FigureSource
 from oodbench.report.html.figures import gallery
 from oodbench.report.tables.grouping import from_folder
 from oodbench.results import Result
+from tests.report import stream_rows
 from tests.report.test_figures import artists, drawn, lay, scores_of, toy
 from tests.report.test_report_shapes import ood, row
 
@@ -99,6 +101,18 @@ def test_operations_are_those_that_open_clip_states(name: str) -> None:
     assert 2e-9 * (operations(card(name)) or 0) == pytest.approx(GFLOPS[name], rel=0.025)
 
 
+@pytest.mark.parametrize("rule", ["first", "nearest", "interpolate"])
+def test_the_caption_of_densities_has_the_rule_of_fpr95(rule: str, tmp_path: Path) -> None:
+    scores = scores_of(0, 40, ("sun", "dtd"))
+    for name in ("m0", "m1"):
+        lay(tmp_path, name, scores, conventions={"at95": rule, "aupr": "average_precision"})
+    densities, roc = sorted(drawn(tmp_path, kinds=["densities", "roc"]), key=lambda plot: plot.kind)
+    assert ("(rule: first; that above a panel has the rule" in densities.caption) == (rule != "first")
+    assert "numbers above a panel are averages over the OOD sets." in densities.caption
+    assert "Equal curves coincide; the one higher in the table is on top." in roc.caption
+    assert [one.get_gid() for one in roc.figure.axes[0].lines if one.get_gid() in ("m0", "m1")] == ["m1", "m0"]
+
+
 def test_encoders_are_in_the_order_of_their_operations() -> None:
     order = ["ViT-B-32", "ViT-B-16", "ViT-L-14"]
     tables: list[list[Result]] = []
@@ -132,10 +146,53 @@ def test_tables_must_differ_only_in_the_encoder() -> None:
 
 def test_names_of_encoders_differ() -> None:
     same = [card("RN50"), card("RN50", weights="2" * 64)]
-    assert encoder_names(same) == (["RN50 1", "RN50 22222222"], "openai")
-    assert encoder_names([card("RN50"), card("RN50", "yfcc15m")]) == (["RN50/openai", "RN50/yfcc15m"], "")
+    assert encoder_names(same) == (["RN50 1", "RN50 22222222"], "openai", ["weights"])
+    assert encoder_names([card("RN50"), card("RN50", "yfcc15m")]) == (["RN50/openai", "RN50/yfcc15m"], "", [])
     last = {"name": "mine:tower.py", "size": [224, 224]}
     assert operations(last) is None and encoder_names([last, card("RN50")])[0] == ["mine:tower.py", "RN50/openai"]
+
+
+def few_shot(encoder: str, auroc: float, labels: int = 1, **run: Any) -> Result:
+    calibration = {"dataset": "cats", "n": 2 * labels, "labels": labels}
+    settings = {"seed": 0, "precision": "fp32", "calibration": calibration} | run
+    return row("tip", ood("sun", auroc), encoder=card(encoder), run=settings)
+
+
+@pytest.mark.parametrize(
+    ("other", "remarks"),
+    [
+        ({"labels": 16}, ["calibration labels 1", "calibration labels 16"]),
+        ({"seed": 1}, ["seed 0", "seed 1"]),
+        ({"imported": {"from": "scores.csv"}}, ["scores measured", "scores imported"]),
+        ({"calibration": None}, ["calibration labels 1", "calibration labels none"]),
+    ],
+)
+def test_a_line_has_results_of_one_setting(other: dict[str, Any], remarks: list[str]) -> None:
+    first = [[few_shot("ViT-B-32", 0.8)], [few_shot("ViT-B-16", 0.9)]]
+    others = [[few_shot("RN50", 0.5, **other)], [few_shot("RN101", 0.6, **other)]]
+    assert not list(encoder_plots([first[0], others[0]], FigureOptions()))
+    (plot,) = encoder_plots([*first, *others], FigureOptions())
+    for remark, values in zip(remarks, ([80, 90], [50, 60]), strict=True):
+        np.testing.assert_allclose(line(plot.figure.axes[0], f"TIP ({remark})")[:, 1], values)
+    assert "coincide" not in plot.caption
+
+
+def test_what_the_caption_of_encoders_tells() -> None:
+    """Failed methods, seeds, equal lines, and what distinguishes encoders of one name."""
+    cards = [card("ViT-B-16") | {"interpolation": name} for name in ("bicubic", "bilinear")]
+    spans = {"": {"auroc": (0.7, 0.8), "fpr95": (0.3, 0.4)}}
+    plain = [[row("mcm", encoder=one), row("energy", encoder=one)] for one in cards]
+    plain[1].append(row("odin", encoder=cards[1], status="failed", error="x", ood=()))
+    streams = [[stream_rows.stream("tanl", encoder=one, seed=i, mean_intervals=spans) for i in (0, 1)] for one in cards]
+    plot, of_streams = encoder_plots([*plain, *streams], FigureOptions())
+    ticks = [text.get_text() for text in plot.figure.axes[0].get_xticklabels()]
+    assert ticks == ["ViT-B-16 bicubic", "ViT-B-16 bilinear"] and "equal names: interpolation." in plot.caption
+    (narrow,) = encoder_plots(plain, FigureOptions(width=3.25))
+    assert narrow.figure.axes[0].get_xlabel() == "Encoder" and "Weights of all: openai." in narrow.caption
+    assert "Failed, so not shown: ODIN on ViT-B-16 bilinear." in plot.caption
+    assert "Equal lines coincide; the one higher in the table is on top." in plot.caption
+    assert [one.get_gid() for one in plot.figure.axes[0].lines] == ["ENERGY", "MCM"], "the first is on top"
+    assert "intervals over images of the first stream seed," in of_streams.caption
 
 
 # Hyper-parameters
@@ -186,7 +243,18 @@ def test_other_differences_are_other_panels_and_a_default_need_not_be_a_number()
     assert not [one for one in panels[1].lines if str(one.get_gid()).startswith("default")]
 
 
-def test_one_value_gives_no_figure() -> None:
+@pytest.mark.parametrize("default", [None, "auto", math.inf])
+def test_a_default_that_is_no_number_is_the_mean_of_its_seeds(default: object) -> None:
+    rows = [swept(k, 0.5 + k / 100, default=default) for k in (5, 10)]
+    rows += [swept(default, auroc, seed, default=default) for seed, auroc in enumerate((0.6, 0.8))]
+    rows += [swept(value, 0.9, default=default) for value in ("max", math.nan)]
+    plot = sweep_plots(rows, sets=["sun"])[0]
+    np.testing.assert_allclose(line(plot.figure.axes[0], "SUN"), np.array([[5, 55], [10, 60]]))
+    np.testing.assert_allclose(line(plot.figure.axes[0], "default of SUN")[:, 1], 70)
+    assert "Mean over seeds" in plot.caption and "Other values that are no number are not shown." in plot.caption
+
+
+def test_one_value_is_no_figure() -> None:
     assert not sweep_plots([swept(1.0, 0.8), swept(1.0, 0.7, 1), row("mcm")])
     assert not sweep_plots([swept(1.0, 0.8), swept(2.0, 0.7, source="other")]), "other code is another method"
 
@@ -201,4 +269,5 @@ def test_the_page_has_the_figure_by_encoder_below_the_first_table(
     page = gallery(tables(found.results), FigureSource(found.paths), (), None)
     ((number, (section,)),) = page.sections.items()
     assert (number, section.title, page.count) == (1, "Encoders", 1)
+    assert gallery([], FigureSource({}), (), False).reason == "figures were left out"
     assert "by encoder" in section.figures[0].caption

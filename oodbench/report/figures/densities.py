@@ -48,7 +48,8 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     if not found:
         return
     edges = np.linspace(*_range([scores for one in found for scores in one.scores.values()]), BINS + 1)
-    split = pages(found, PANELS)
+    most = _layout(figure_data, min(PANELS, len(found))).most(PANELS, _legend(figure_data))
+    split = pages(found, most if figure_data.width else PANELS)
     for number, part in enumerate(split, start=1):
         yield _page(figure_data, part, edges, number if len(split) > 1 else 0)
 
@@ -87,18 +88,11 @@ def _range(sets: Sequence[Floats]) -> tuple[float, float]:
 def _page(figure_data: FigureData, found: Sequence[ScaledScores], edges: Floats, number: int) -> Plot:
     model = found[0].one.result
     title = "Scores of ID and OOD images" + (f" ({number})" if number else "")
-    even = -(-len(found) // -(-len(found) // 4))  # rows of nearly equal length
-    layout = FigureLayout((2.2, 1.2), columns=even, gap=(0.2, 0.5), left=0.35, head=0.45)
-    if figure_data.width:
-        layout = layout.fitted(len(found), figure_data.width, 1.2, gap=(0.12, 0.48), right=0.08, left=0.25, head=0.32)
+    layout = _layout(figure_data, len(found))
     sets = {s.dataset: _looks(i) for i, s in enumerate(figure_data.sets)}
-    entries: list[Entry] = [
-        (f"ID: {model.id.title}", {"color": ID_COLOUR, "linewidth": 5, "alpha": 0.4, "solid_capstyle": "butt"})
-    ]
-    entries += [(s.title, sets[s.dataset]) for s in figure_data.sets]
     columns = layout.columns_of(len(found))
     with plot_style():
-        figure, axes = new_figure(figure_data.above(title), len(found), layout, entries)
+        figure, axes = new_figure(figure_data.above(title), len(found), layout, _legend(figure_data))
         for place, (panel, one) in enumerate(zip(axes, found, strict=True)):
             top = _density(panel, one.scores[model.id.dataset], edges, {"color": ID_COLOUR}, "ID")
             for name, looks in sets.items():
@@ -111,14 +105,31 @@ def _page(figure_data: FigureData, found: Sequence[ScaledScores], edges: Floats,
             panel.set_xlabel(_axis_title(layout.panel[0]) if place >= len(found) - columns else "")
             _words(panel, figure_data, one.one, layout.panel[0])
     outside = _outside(figure_data, found, edges)
+    rule = model.conventions.get("at95", "first")
     caption = (
         f"Scores of ID images ({model.id.title}, filled) and of OOD images, each set in fractions of its images per "
         "bin. Each method's scores are shifted and divided so that 0 (dashed) is the highest score that at least 95 % "
         "of ID images reach and 1 is the median of the ID images: the part of an OOD set right of the dashed line is "
-        f"its FPR95. Heights are comparable within a panel. {outside} {figure_data.missing()}"
+        f"its FPR95{'' if rule == 'first' else f' (rule: first; that above a panel has the rule {rule})'}. The numbers "
+        f"above a panel are averages over the OOD sets. Heights are comparable within a panel. {outside} "
+        f"{figure_data.missing()}"
     )
     name = f"{figure_data.heading.stem}-densities" + (f"-{number}" if number else "")
     return Plot(name, "densities", f"{title}: {figure_data.heading.title}", caption.strip(), figure)
+
+
+def _layout(figure_data: FigureData, panels: int) -> FigureLayout:
+    even = -(-panels // -(-panels // 4))  # rows of nearly equal length
+    layout = FigureLayout((2.2, 1.2), columns=even, gap=(0.2, 0.5), left=0.35, head=0.45)
+    if not figure_data.width:
+        return layout
+    return layout.fitted(panels, figure_data.width, 1.2, gap=(0.12, 0.48), right=0.08, left=0.25, head=0.32)
+
+
+def _legend(figure_data: FigureData) -> list[Entry]:
+    on_id = {"color": ID_COLOUR, "linewidth": 5, "alpha": 0.4, "solid_capstyle": "butt"}
+    sets = [(s.title, _looks(i)) for i, s in enumerate(figure_data.sets)]
+    return [(f"ID: {figure_data.plotted[0].result.id.title}", on_id), *sets]
 
 
 def _looks(position: int) -> dict[str, Any]:

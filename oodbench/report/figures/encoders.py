@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, stem, stem_words
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, coincidence, stem, stem_words
 from oodbench.report.figures.layout import FigureLayout, add_key, add_title, new_figure
 from oodbench.report.figures.style import SIZE, line_style, marker, pages, plot_style, shortened, width
 from oodbench.report.tables.grouping import by_prompts, facts
+from oodbench.report.tables.rows import distinguished, distinguishing
+from oodbench.results import Result, flatten
 
 log = logging.getLogger(__name__)
 
 LINES = 14  # methods in one figure
 _WIDE, _HIGH, _KEY = 2.9, 2.1, 2.3  # inches: a panel, and the width of the key
+_DERIVED = ("identity", "notes")  # parts of the encoder's card that follow from others
 _TITLES = {"auroc": "AUROC", "fpr95": "FPR95"}
 
 
@@ -49,13 +52,35 @@ def draw(tables: Sequence[FigureData]) -> Iterator[Plot]:
 
 
 def lines(family: Sequence[FigureData]) -> list[EncoderLine]:
-    """Return the methods that have results of two encoders or more, in the order of the tables."""
-    found: dict[str, dict[int, tuple[FigureData, PlottedResult]]] = {}
+    """Return the methods that have results of two encoders or more, in the order of the tables.
+
+    A line has results of one setting; lines of equal names have the difference in their names.
+    """
+    found: dict[tuple[str, str], dict[int, tuple[FigureData, PlottedResult]]] = {}
     for place, table in enumerate(family):
         for one in table.plotted:
-            found.setdefault(one.name, {})[place] = (table, one)
-    kept = [(name, results) for name, results in found.items() if len(results) > 1]
-    return [EncoderLine(position, name, results) for position, (name, results) in enumerate(kept)]
+            found.setdefault((one.name, json.dumps(_settings(one.result), default=str)), {})[place] = (table, one)
+    kept = [(name, results) for (name, _), results in found.items() if len(results) > 1]
+    first = [next(iter(results.values()))[1].result for _, results in kept]
+    names = distinguished(
+        [name for name, _ in kept], _strings(map(_settings, first)), [row.digest[:8] for row in first]
+    )
+    return [EncoderLine(i, name, results) for i, (name, (_, results)) in enumerate(zip(names, kept, strict=True))]
+
+
+def _settings(row: Result) -> dict[str, Any]:
+    """Return what results of one name may differ in, which a table does not say if all of its results have it."""
+    calibration = row.run.get("calibration") or {}
+    parts = ["labels", "shot_seed", "n", *sorted(calibration)]
+    known = {f"calibration_{name}": calibration[name] for name in parts if name in calibration}
+    return {"scores": "imported" if row.imported else "measured", "seed": row.run.get("seed"), **known}
+
+
+def _strings(facts: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return all facts as text, with the same keys."""
+    known = list(facts)
+    keys = list(dict.fromkeys(key for one in known for key in one))
+    return [{key: str(one.get(key, "none")) for key in keys} for one in known]
 
 
 def operations(encoder: Mapping[str, Any]) -> float | None:
@@ -99,22 +124,37 @@ def _key(table: FigureData) -> str:
     return json.dumps([known, prompts, bool(results[0].stream)], sort_keys=True)
 
 
-def encoder_names(encoders: Sequence[Mapping[str, Any]]) -> tuple[list[str], str]:
-    """Return unique names, and the common tag of the weights, which is then removed from the names, or ""."""
+def encoder_names(encoders: Sequence[Mapping[str, Any]]) -> tuple[list[str], str, list[str]]:
+    """Return names that differ, the tag of the weights if all have the same, and what was added to equal names.
+
+    The names lack the common tag. Equal ones get their weights, or else other values of the encoders' cards.
+    """
     names = [str(encoder.get("name", "unknown")) for encoder in encoders]
     tags = {name.rpartition("/")[2] if "/" in name and ":" not in name else "" for name in names}
     tag = tags.pop() if len(tags) == 1 else ""
     names = [name.removesuffix(f"/{tag}") if tag else name for name in names]
-    weights = [f" {str(encoder.get('weights'))[:8]}" for encoder in encoders]
-    names = [f"{name}{weight if names.count(name) > 1 else ''}" for name, weight in zip(names, weights, strict=True)]
-    return names, tag
+    added: list[str] = []
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        same = [i for i, other in enumerate(names) if other == name]
+        cards = _strings(_card(encoders[i]) for i in same)
+        keys = distinguishing(cards)
+        for i, card in zip(same, cards, strict=True):
+            names[i] = " ".join([name, *(card[key] for key in keys)])
+        added += [key for key in keys if key not in added]
+    return names, tag, added
+
+
+def _card(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what encoders of one name may differ in, the weights first."""
+    known = {"weights": str(encoder.get("weights"))[:8]}
+    return known | {k: v for k, v in flatten(encoder).items() if k not in ("name", "slug", "weights", *_DERIVED)}
 
 
 def _page(family: Sequence[FigureData], methods: Sequence[EncoderLine], number: int) -> Plot:
     model = family[0]
     result = model.plotted[0].result
     encoders = [table.plotted[0].result.encoder for table in family]
-    names, tag = encoder_names(encoders)
+    names, tag, added = encoder_names(encoders)
     title = "Metrics by encoder" + (f" ({number})" if number else "")
     heading = f"{result.benchmark_title or result.benchmark}, {len(family)} encoders"
     wide = model.width
@@ -130,37 +170,53 @@ def _page(family: Sequence[FigureData], methods: Sequence[EncoderLine], number: 
     layout = replace(layout, bottom=below, gap=(layout.gap[0], below + 0.25 if rows > 1 else layout.gap[1]))
     looks = {one.position: line_style(one.position) | {"marker": marker(one.position)} for one in methods}
     entries = [(one.name, looks[one.position]) for one in methods]
+    label = f"Encoder (weights: {tag})" if tag else "Encoder"
     with plot_style():
         above = [] if wide else [title, heading]
         figure, axes = new_figure(above, 2, layout, entries if wide else ())
         bars = False
         for panel, metric in zip(axes, _TITLES, strict=True):
-            for one in methods:
+            for one in reversed(methods):
                 bars |= _line(panel, one, metric, looks[one.position])
             panel.set_xticks(range(len(shown)), shown, rotation=90 if upright else 0)
             panel.set(xlim=(-0.35, len(shown) - 0.65))
-            panel.set_xlabel(f"Encoder (weights: {tag})" if tag else "Encoder")
+            panel.set_xlabel(label if width(label, SIZE) < layout.panel[0] else "Encoder")
             add_title(panel, f"{_TITLES[metric]}, % {'↑' if metric == 'auroc' else '↓'}", layout.panel[0])
         if not wide:
             add_key(axes[-1], entries, layout.panel, _KEY)
     unknown = [name for name, encoder in zip(names, encoders, strict=True) if operations(encoder) is None]
+    failed = [f"{method} on {name}" for name, table in zip(names, family, strict=True) for method in table.failed]
+    streams = any(one.others for line in methods for _, one in line.results.values())
+    of_first = " of the first stream seed" if streams else ""
     level = 100 * float(result.uncertainty.get("level", 0.95))
     titles = ", ".join(s.title for s in model.sets)
     sentences = [
         f"AUROC and FPR95 in %, plain averages over OOD sets ({titles}), by encoder.",
         "Encoders in ascending order of the multiply-adds of their image tower"
-        + (f"; last, by name, those for which it is unknown: {', '.join(unknown)}." if unknown else "."),
-        f"Bars: {level:g} % intervals over images, where the result has them." if bars else "No intervals are known.",
+        + (f"; last, by name, those whose config does not tell: {', '.join(unknown)}." if unknown else "."),
+        f"Weights of all: {tag}." if tag else "",
+        f"Added to equal names: {', '.join(added)}." if added else "",
+        f"Bars: {level:g} % intervals over images{of_first}, where the result has them."
+        if bars
+        else "No intervals are known.",
+        max(coincidence([_points(one, metric) for one in methods], "lines") for metric in _TITLES),
         "Methods with results of one encoder only are not shown.",
+        f"Failed, so not shown: {', '.join(failed)}." if failed else "",
     ]
     name = "-".join((stem(*stem_words(result)), "encoders")) + (f"-{number}" if number else "")
-    return Plot(name, "encoders", f"{title}: {heading}", " ".join(sentences), figure)
+    return Plot(name, "encoders", f"{title}: {heading}", " ".join(filter(None, sentences)), figure)
+
+
+def _points(line: EncoderLine, metric: str) -> tuple[tuple[int, float], ...]:
+    """Return the positions of the encoders and the averages in percent."""
+    return tuple(
+        (place, 100 * table.average(one, table.sets, metric)) for place, (table, one) in sorted(line.results.items())
+    )
 
 
 def _line(panel: Axes, line: EncoderLine, metric: str, looks: Mapping[str, Any]) -> bool:
     """Draw the line of a method and return whether it has intervals."""
-    places = sorted(line.results)
-    values = [100 * table.average(one, table.sets, metric) for table, one in (line.results[i] for i in places)]
+    places, values = zip(*_points(line, metric), strict=True)
     panel.plot(places, values, **looks, markersize=2.8, gid=line.name)
     spans = {i: table.interval(one, table.sets, metric) for i, (table, one) in line.results.items()}
     for place, span in spans.items():

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oodbench.errors import UserError
 from oodbench.report.figures.options import FigureOptions
@@ -68,6 +68,12 @@ class Plot:
         with plot_style():
             self.figure.savefig(out, format="pdf", metadata={**metadata, "Producer": "oodbench", "CreationDate": None})
         return out.getvalue()
+
+
+def coincidence(curves: Sequence[Any], what: str = "curves") -> str:
+    """Return a sentence on equal curves of a panel, which are drawn in reverse; "" if all differ."""
+    equal = len(set(curves)) < len(curves)
+    return f"Equal {what} coincide; the one higher in the table is on top." if equal else ""
 
 
 def stem(*words: str) -> str:

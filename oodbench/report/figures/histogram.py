@@ -42,7 +42,8 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         images = figure_data.read(one)
         scores = {s.dataset: images[s.dataset].scores for s in figure_data.sets}
         edges = bins([images[one.result.id.dataset].scores, *scores.values()])
-        split = pages(figure_data.sets, PANELS)
+        layout = _layout(figure_data, min(PANELS, len(figure_data.sets)))
+        split = pages(figure_data.sets, layout.most(PANELS, _entries(one)) if figure_data.width else PANELS)
         for number, sets in enumerate(split, start=1):
             yield _page(figure_data, one, (images, edges), sets, number if len(split) > 1 else 0)
 
@@ -69,10 +70,7 @@ def _page(
     on_id = images[one.result.id.dataset].scores
     threshold = metrics.threshold_at_tpr(metrics.score_set(on_id, one.result.id.dataset))
     title = f"Scores of {one.name}" + (f" ({number})" if number else "")
-    layout, wide = _LAYOUT, figure_data.width
-    if wide:
-        layout = layout.fitted(len(sets), wide, 1.25, gap=(0.12, 0.52), right=0.06, left=0.45, head=0.32)
-    entries = [(f"ID: {one.result.id.title}", _marker(ID_COLOUR)), ("OOD", _marker(OOD_COLOUR))]
+    layout, wide, entries = _layout(figure_data, len(sets)), figure_data.width, _entries(one)
     columns = layout.columns_of(len(sets))
     with plot_style():
         figure, axes = new_figure(figure_data.above(title), len(sets), layout, entries if wide else ())
@@ -101,6 +99,16 @@ def _page(
     )
     name = f"{figure_data.heading.stem}-{stem('histogram', one.result.label)}" + (f"-{number}" if number else "")
     return Plot(name, "histogram", f"{title}: {figure_data.heading.title}", caption.strip(), figure)
+
+
+def _layout(figure_data: FigureData, panels: int) -> FigureLayout:
+    if not figure_data.width:
+        return _LAYOUT
+    return _LAYOUT.fitted(panels, figure_data.width, 1.25, gap=(0.12, 0.52), right=0.06, left=0.45, head=0.32)
+
+
+def _entries(one: PlottedResult) -> list[Entry]:
+    return [(f"ID: {one.result.id.title}", _marker(ID_COLOUR)), ("OOD", _marker(OOD_COLOUR))]
 
 
 def _bars(panel: Axes, scores: Floats, edges: Floats, colour: str) -> float:

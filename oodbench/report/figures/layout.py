@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from oodbench.report.figures.style import GREY, SIZE, add_text, printable_text, 
 
 Entry = tuple[str, Mapping[str, Any]]  # of a legend: a name, and the style of its line or marker
 
+TALLEST = 8.0  # inches of a figure of a given width: the text of a page of a paper is 9 inches high
 _SMALL = SIZE - 0.5
 _SAMPLE, _PITCH = 0.36, 0.125  # of a legend: width of a line's sample with its gaps, and height of an entry
 
@@ -49,20 +51,42 @@ class FigureLayout:
         """Return the number of columns for a number of panels."""
         return min(self.columns, panels)
 
+    def across(self, panels: int) -> float:
+        """Return the width of a figure of some panels in inches."""
+        columns = self.columns_of(panels)
+        return self.left + columns * self.panel[0] + (columns - 1) * self.gap[0] + self.right
+
+    def height(self, panels: int, legend: Sequence[Entry] = ()) -> float:
+        """Return the height of a figure of some panels and a legend in inches, without its heading."""
+        rows = -(-panels // self.columns_of(panels))
+        below = _Legend(legend, self.across(panels)).height
+        return self.head + rows * self.panel[1] + (rows - 1) * self.gap[1] + self.bottom + below
+
+    def most(self, panels: int, legend: Sequence[Entry] = ()) -> int:
+        """Return the number of panels, of so many at most, in the rows that fit into TALLEST inches with a legend."""
+        columns, pitch = self.columns_of(panels), self.panel[1] + self.gap[1]
+        spare = TALLEST - self.height(panels, legend)
+        return min(panels, columns * max(1, -(-panels // columns) + math.floor(spare / pitch)))
+
+    def lowered(self, panels: int, legend: Sequence[Entry], lowest: float) -> FigureLayout:
+        """Return a layout whose panels are low enough for TALLEST inches with a legend, but not below `lowest`."""
+        spare = TALLEST - self.height(panels, legend)
+        high = self.panel[1] + min(0.0, spare / -(-panels // self.columns_of(panels)))
+        return replace(self, panel=(self.panel[0], max(lowest, high)))
+
 
 def new_figure(
     heading: Sequence[str], panels: int, layout: FigureLayout, legend: Sequence[Entry] = ()
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with a heading (first line in bold) and a legend below, and its panels, row by row."""
     columns = layout.columns_of(panels)
-    rows = -(-panels // columns)
     (w, h), (dx, dy) = layout.panel, layout.gap
-    across = layout.left + columns * w + (columns - 1) * dx + layout.right
+    across = layout.across(panels)
     lines = _heading_lines(heading, across)
     pitch = [size * 1.45 / 72 for _, size in lines]
     below = _Legend(legend, across)
     margin = 0.12 if lines else 0.02
-    down = margin + sum(pitch) + layout.head + rows * h + (rows - 1) * dy + layout.bottom + below.height
+    down = margin + sum(pitch) + layout.height(panels, legend)
     figure = Figure(figsize=(across, down))
     y = down - margin + 0.02
     for (line, size), step in zip(lines, pitch, strict=True):
@@ -90,7 +114,10 @@ def _heading_lines(heading: Sequence[str], across: float) -> list[tuple[str, flo
 
 @dataclass(frozen=True)
 class _Legend:
-    """A legend below the panels, in columns as wide as the longest name; a long one has at least two columns."""
+    """A legend below the panels, in columns as wide as the longest name.
+
+    A long one has two columns at least, unless they are too narrow for names.
+    """
 
     entries: Sequence[Entry]
     across: float
@@ -99,7 +126,7 @@ class _Legend:
     def columns(self) -> int:
         longest = max((width(name, _SMALL) for name, _ in self.entries), default=0.0) + _SAMPLE + 0.12
         fitting = int((self.across - 0.1) / longest) if self.entries else 1
-        return max(1, min(len(self.entries), max(fitting, 2 if len(self.entries) > 8 else 1)))
+        return max(1, min(len(self.entries), max(fitting, 2 if len(self.entries) > 8 and self.across > 3 else 1)))
 
     @property
     def height(self) -> float:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from oodbench.report.figures.figure import FigureData, Plot, PlottedResult
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, coincidence
 from oodbench.report.figures.labels import LEADER, Box, LabelArea, Point, are_legible, leader, place_labels
 from oodbench.report.figures.layout import Entry, FigureLayout, add_title, new_figure
 from oodbench.report.figures.style import (
@@ -64,6 +64,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         f"Bars: {level:g} % intervals over images{of_first}, where the result has them."
         if any(panel.bars for panel in panels)
         else "No intervals are known.",
+        next(filter(None, (coincidence([panel.at[one.position] for one in best], "points") for panel in panels)), ""),
         f"Grey, without a name: all but the {NAMED} methods with the highest average AUROC."
         if len(best) < len(figure_data.plotted)
         else "",
@@ -111,7 +112,7 @@ class _Panel:
         return cls(title, best, at, bars)  # type: ignore[arg-type]
 
     def draw(self, panel: Axes) -> None:
-        for one in reversed(self.best):
+        for one in sorted(self.best, key=lambda one: -one.position):
             x, y = self.at[one.position]
             bar: dict[str, Any] = {"color": line_style(one.position)["color"], "linewidth": 0.8, "alpha": 0.6}
             if one.position in self.bars:
@@ -159,12 +160,7 @@ def _figure(
     strict: bool = False,
 ) -> Figure | None:
     """Return the figure with names or numbers at its points; if `strict`, None unless all of them are legible."""
-    few = len(names) <= FEW
-    layout = FigureLayout(*(((3.6, 3.1), 3) if few else ((5.2, 4.4), 2)), gap=(0.65, 0.75), head=0.3)
-    if wide := figure_data.width:
-        layout = replace(layout, panel=(3.6, 2.8)).fitted(
-            len(panels), wide, 1.6, gap=(0.45, 0.45), left=0.5, right=0.1, head=0.2
-        )
+    layout, wide = _layout(figure_data, len(panels), len(names), legend), figure_data.width
     size = SIZE - 0.5 if len(names) <= 20 and not wide else SMALLEST
     shown = [shortened(name, 1.5, size) for name in names]
     sizes = [(72 * width(name, size) + 2, size * 1.25) for name in shown]
@@ -186,6 +182,15 @@ def _figure(
                 return None
             _labels(axis, list(zip(panel.best, shown, area.points, boxes, strict=True)), area.frame, size)
     return figure
+
+
+def _layout(figure_data: FigureData, panels: int, names: int, legend: Sequence[Entry]) -> FigureLayout:
+    layout = FigureLayout(*(((3.6, 3.1), 3) if names <= FEW else ((5.2, 4.4), 2)), gap=(0.65, 0.75), head=0.3)
+    if not (wide := figure_data.width):
+        return layout
+    layout = replace(layout, panel=(3.6, 2.8 if wide > 5 else 1.7))
+    layout = layout.fitted(panels, wide, 1.6, gap=(0.45, 0.45), left=0.5, right=0.1, head=0.2)
+    return layout.lowered(panels, legend, 1.2)
 
 
 def _labels(panel: Axes, labels: Sequence[tuple[PlottedResult, str, Point, Box]], frame: Box, size: float) -> None:

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from oodbench.metrics import detection as metrics
-from oodbench.report.figures.figure import FigureData, Plot, PlottedResult
-from oodbench.report.figures.layout import FigureLayout, add_title, new_figure
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, coincidence
+from oodbench.report.figures.layout import Entry, FigureLayout, add_title, new_figure
 from oodbench.report.figures.style import GREY, SIZE, add_text, line_style, marker, pages, plot_style, shortened
 from oodbench.results import SetRow
 
@@ -23,11 +23,15 @@ _SIDE, _KEY = 2.5, 2.1  # inches: side of a panel, width of its key
 
 def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     """Yield figures with at most METHODS curves in at most PANELS panels."""
-    many = len(figure_data.scored) > METHODS or len(figure_data.sets) > PANELS
+    most = PANELS
+    if figure_data.width:
+        layout = _layout(figure_data, min(PANELS, len(figure_data.sets)))
+        most = layout.most(PANELS, _legend(figure_data.scored[:METHODS]))
+    many = len(figure_data.scored) > METHODS or len(figure_data.sets) > most
     number = 0
     for methods in pages(figure_data.scored, METHODS) if figure_data.scored else ():
         curves = [_curves(figure_data, one) for one in methods]
-        for sets in pages(figure_data.sets, PANELS):
+        for sets in pages(figure_data.sets, most):
             number += 1
             yield _page(figure_data, list(zip(methods, curves, strict=True)), sets, number if many else 0)
 
@@ -65,16 +69,13 @@ def _page(
     sets: Sequence[SetRow],
     number: int,
 ) -> Plot:
-    layout = FigureLayout((_SIDE, _SIDE), gap=(_KEY + 0.75, 0.6), right=_KEY + 0.27, head=0.3)
-    wide = figure_data.width
-    if wide:
-        layout = layout.fitted(len(sets), wide, 1.2, gap=(0.2, 0.42), right=0.1, head=0.2, left=0.5)
+    layout, wide = _layout(figure_data, len(sets)), figure_data.width
     model = methods[0][0].result
     title = "ROC curves" + (f" ({number})" if number else "")
     columns = layout.columns_of(len(sets))
-    looks = [(one.name, line_style(one.position) | {"marker": marker(one.position)}) for one, _ in methods]
+    legend = _legend([one for one, _ in methods])
     with plot_style():
-        figure, axes = new_figure(figure_data.above(title), len(sets), layout, looks if wide else ())
+        figure, axes = new_figure(figure_data.above(title), len(sets), layout, legend if wide else ())
         for place, (panel, one) in enumerate(zip(axes, sets, strict=True)):
             _frame(panel, one, layout.panel[0] + (0 if wide else _KEY))
             panel.set_xlabel("FPR: OOD accepted, %" if len(sets) - place <= columns else "")
@@ -85,16 +86,28 @@ def _page(
                 _curve(panel, result, curves[one.dataset], figure_data.of(result, one.dataset).fpr95)
             if not wide:
                 _key(panel, [(result, figure_data.of(result, one.dataset)) for result, _ in lines])
+    equal = [coincidence([tuple(map(bytes, curves[one.dataset])) for _, curves in methods]) for one in sets]
     rule = model.conventions.get("at95", "first")
     caption = (
         f"ROC curves on {_listed([s.title for s in sets])}: fraction of ID images ({model.id.title}) accepted "
         "against fraction of OOD images accepted, at every threshold; up and left is better. Markers: FPR95, where "
         f"95 % of ID images are accepted{'' if rule == 'first' else f' (rule: {rule})'}. "
         f"{'' if wide else 'Methods by AUROC, both numbers in %. '}{_part(figure_data, len(methods))}"
-        f"{figure_data.missing()}"
+        f"{' '.join(filter(None, (max(equal), figure_data.missing())))}"
     )
     name = f"{figure_data.heading.stem}-roc" + (f"-{number}" if number else "")
     return Plot(name, "roc", f"{title}: {figure_data.heading.title}", caption.strip(), figure)
+
+
+def _layout(figure_data: FigureData, panels: int) -> FigureLayout:
+    layout = FigureLayout((_SIDE, _SIDE), gap=(_KEY + 0.75, 0.6), right=_KEY + 0.27, head=0.3)
+    if not figure_data.width:
+        return layout
+    return layout.fitted(panels, figure_data.width, 1.2, gap=(0.2, 0.42), right=0.1, head=0.2, left=0.5)
+
+
+def _legend(methods: Sequence[PlottedResult]) -> list[Entry]:
+    return [(one.name, line_style(one.position) | {"marker": marker(one.position)}) for one in methods]
 
 
 def _frame(panel: Axes, one: SetRow, wide: float) -> None:

@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 
 from oodbench.method.access import ZERO_SHOT
 from oodbench.report.figures.figure import FigureData, Plot
-from oodbench.report.figures.layout import FigureLayout, add_key, add_title, new_figure
+from oodbench.report.figures.layout import Entry, FigureLayout, add_key, add_title, new_figure
 from oodbench.report.figures.style import line_style, marker, pages, plot_style, spaced
 from oodbench.report.tables.access import card
 from oodbench.report.tables.rows import by_shots, line_names, without_shots
@@ -57,8 +57,12 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     several = len(figure_data.sets) > 1
     panels = [("Average", figure_data.sets)] if several else []
     panels += [(one.title, (one,)) for one in figure_data.sets]
+    most = PANELS
+    if figure_data.width:
+        layout = _layout(figure_data, min(PANELS, len(panels)))
+        most = layout.most(PANELS, _entries([one.name for one in found[:CURVES]], [name for name, _ in known[:LINES]]))
     for metric in _TITLES:
-        split = [(m, p) for m in pages(found, CURVES) for p in pages(panels, PANELS)]
+        split = [(m, p) for m in pages(found, CURVES) for p in pages(panels, most)]
         for number, (methods, shown) in enumerate(split, start=1):
             page = _Page(metric, number if len(split) > 1 else 0, methods, known[:LINES], dict(shown))
             yield page.draw(figure_data, f" (the {LINES} best of {len(known)})" if len(known) > LINES else "")
@@ -69,6 +73,17 @@ def curves(figure_data: FigureData) -> list[ShotCurve]:
     found = by_shots([one.result for one in figure_data.plotted if _shots(one.result)])
     names = line_names([[without_shots(rows[0])] for rows in found])
     return [ShotCurve(name, tuple(rows)) for name, rows in zip(names, found, strict=True)]
+
+
+def _layout(figure_data: FigureData, panels: int) -> FigureLayout:
+    layout = FigureLayout((_WIDE, _HIGH), columns=3, gap=(0.45, 0.5), right=_KEY + 0.25, head=0.3)
+    wide = figure_data.width
+    return layout.fitted(panels, wide, 1.05, gap=(0.4, 0.42), right=0.1, head=0.2) if wide else layout
+
+
+def _entries(curves: Sequence[str], lines: Sequence[str]) -> list[Entry]:
+    looks = [{"marker": marker(i)} for i in range(len(curves))] + [{}] * len(lines)
+    return [(name, line_style(i) | looks[i]) for i, name in enumerate([*curves, *lines])]
 
 
 @dataclass(frozen=True)
@@ -83,13 +98,9 @@ class _Page:
 
     def draw(self, figure_data: FigureData, choice: str) -> Plot:
         title = f"{_TITLES[self.metric]} by labelled images per class" + (f" ({self.number})" if self.number else "")
-        layout = FigureLayout((_WIDE, _HIGH), columns=3, gap=(0.45, 0.5), right=_KEY + 0.25, head=0.3)
         wide, count = figure_data.width, len(self.sets)
-        if wide:
-            layout = layout.fitted(count, wide, 1.05, gap=(0.4, 0.42), right=0.1, head=0.2)
-        looks = [{"marker": marker(i)} for i in range(len(self.methods))] + [{}] * len(self.zero_shot)
-        named = [curve.name for curve in self.methods] + [method for method, _ in self.zero_shot]
-        entries = [(name, line_style(i) | looks[i]) for i, name in enumerate(named)]
+        layout = _layout(figure_data, count)
+        entries = _entries([curve.name for curve in self.methods], [name for name, _ in self.zero_shot])
         with plot_style():
             figure, axes = new_figure(figure_data.above(title), count, layout, entries if wide else ())
             columns = layout.columns_of(count)

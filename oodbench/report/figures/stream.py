@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from oodbench.report.figures.figure import FigureData, Plot, PlottedResult
-from oodbench.report.figures.layout import FigureLayout, add_key, add_title, new_figure
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, coincidence
+from oodbench.report.figures.layout import Entry, FigureLayout, add_key, add_title, new_figure
 from oodbench.report.figures.style import line_style, marker, pages, plot_style
 from oodbench.report.tables.columns import TYPED
 from oodbench.report.tables.streams import MEASURED, protocol_caption
@@ -52,7 +52,11 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         if all(np.isnan(found.mean).all() for found in curves.values()):
             log.info("no %s by position in the stream: no thousand images have both ID and OOD", _TITLES[metric])
             continue
-        split = [(m, s) for m in pages(figure_data.plotted, LINES) for s in pages(figure_data.sets, PANELS)]
+        most = PANELS
+        if figure_data.width:
+            layout = _layout(figure_data, min(PANELS, len(figure_data.sets)))
+            most = layout.most(PANELS, _entries(figure_data.plotted[:LINES]))
+        split = [(m, s) for m in pages(figure_data.plotted, LINES) for s in pages(figure_data.sets, most)]
         for number, (methods, sets) in enumerate(split, start=1):
             drawn = {s.dataset: [(one, curves[one.position, s.dataset]) for one in methods] for s in sets}
             yield _page(figure_data, metric, sets, drawn, number if len(split) > 1 else 0)
@@ -81,17 +85,14 @@ def _page(
     number: int,
 ) -> Plot:
     title = f"{_TITLES[metric]} by position in the stream" + (f" ({number})" if number else "")
-    layout = FigureLayout((_WIDE, _HIGH), gap=(0.45, 0.5), right=_KEY + 0.25, head=0.3)
-    wide = figure_data.width
-    if wide:
-        layout = layout.fitted(len(sets), wide, 1.05, gap=(0.4, 0.42), right=0.1, head=0.2)
+    layout, wide = _layout(figure_data, len(sets)), figure_data.width
     methods = [method for method, _ in drawn[sets[0].dataset]]
-    entries = [(one.name, line_style(one.position) | {"marker": marker(one.position)}) for one in methods]
+    entries = _entries(methods)
     with plot_style():
         figure, axes = new_figure(figure_data.above(title), len(sets), layout, entries if wide else ())
         columns = layout.columns_of(len(sets))
         for place, (panel, one) in enumerate(zip(axes, sets, strict=True)):
-            for method, found in drawn[one.dataset]:
+            for method, found in reversed(drawn[one.dataset]):
                 _curve(panel, method, found)
             _frame(panel, one.title, layout.panel[0])
             panel.set_xlabel("Images of the stream" if place >= len(sets) - columns else "")
@@ -103,12 +104,22 @@ def _page(
     sentences = [
         f"{_TITLES[metric]} in % of each 1,000 images of the stream, ID against OOD, drawn at their middle.",
         "Mean over stream seeds; band: ± sample standard deviation." if seeds else "",
+        max(coincidence([found.mean.tobytes() for _, found in drawn[one.dataset]], "lines") for one in sets),
         "Gaps: only ID or only OOD images. Dotted: after the first 1,000 images.",
         protocol_caption(streams)[0],
         f"Failed, so not shown: {', '.join(figure_data.failed)}." if figure_data.failed else "",
     ]
     name = f"{figure_data.heading.stem}-stream-{metric}" + (f"-{number}" if number else "")
     return Plot(name, "stream", f"{title}: {figure_data.heading.title}", " ".join(filter(None, sentences)), figure)
+
+
+def _layout(figure_data: FigureData, panels: int) -> FigureLayout:
+    layout, wide = FigureLayout((_WIDE, _HIGH), gap=(0.45, 0.5), right=_KEY + 0.25, head=0.3), figure_data.width
+    return layout.fitted(panels, wide, 1.05, gap=(0.4, 0.42), right=0.1, head=0.2) if wide else layout
+
+
+def _entries(methods: Sequence[PlottedResult]) -> list[Entry]:
+    return [(one.name, line_style(one.position) | {"marker": marker(one.position)}) for one in methods]
 
 
 def _curve(panel: Axes, one: PlottedResult, found: StreamCurve) -> None:

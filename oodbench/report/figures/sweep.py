@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,7 @@ _TITLES = {"auroc": "AUROC", "fpr95": "FPR95"}
 
 @dataclass(frozen=True)
 class Sweep:
-    """The results of a method that differ only in one hyper-parameter, and in seeds.
-
-    values   the numeric values of the hyper-parameter, ascending
-    default  a result with its default value; None if there is none
-    """
+    """The results of a method that differ in one hyper-parameter, and in seeds."""
 
     name: str
     parameter: str
@@ -42,6 +39,7 @@ class Sweep:
 
     @property
     def values(self) -> list[float]:
+        """Return the finite numbers among the values of the hyper-parameter, in ascending order."""
         return sorted({value for row in self.results if (value := _number(row, self.parameter)) is not None})
 
     def at(self, value: float, sets: Sequence[SetRow], metric: str) -> list[float]:
@@ -50,9 +48,14 @@ class Sweep:
         return [average(row, sets, metric) for row in chosen]
 
     @property
-    def default(self) -> Result | None:
-        """Return a result with the default value, which its label does not state; None if there is none."""
-        return next((row for row in self.results if self.parameter not in _stated(row)), None)
+    def defaults(self) -> list[Result]:
+        """Return the results with the default value, which their labels do not state."""
+        return [row for row in self.results if self.parameter not in _stated(row)]
+
+    @property
+    def level(self) -> list[Result]:
+        """Return the results with a default that is no number and so has no place on the axis."""
+        return [row for row in self.defaults if _number(row, self.parameter) is None]
 
 
 def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
@@ -62,7 +65,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         log.info("no figure by hyper-parameter: no results differ only in the value of one")
         return
     for metric in _TITLES:
-        split = pages(found, PANELS)
+        split = pages(found, _most(figure_data, len(found)))
         for number, part in enumerate(split, start=1):
             yield _page(figure_data, metric, part, number if len(split) > 1 else 0)
 
@@ -91,7 +94,9 @@ def average(row: Result, sets: Sequence[SetRow], metric: str) -> float:
 
 def _number(row: Result, parameter: str) -> float | None:
     value = row.parameters.get(parameter)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None  # no infinity, no NaN
 
 
 def _stated(row: Result) -> set[str]:
@@ -101,16 +106,9 @@ def _stated(row: Result) -> set[str]:
 
 def _page(figure_data: FigureData, metric: str, found: Sequence[Sweep], number: int) -> Plot:
     title = f"{_TITLES[metric]} by hyper-parameter" + (f" ({number})" if number else "")
-    layout = FigureLayout((_WIDE, _HIGH), columns=3, gap=(0.45, 0.62), right=_KEY + 0.25, head=0.3)
-    wide = figure_data.width
-    if wide:
-        layout = layout.fitted(len(found), wide, 1.0, gap=(0.4, 0.55), right=0.2, head=0.2)
-    lines: dict[str, tuple[Sequence[SetRow], dict[str, Any]]] = {
-        one.title: ((one,), line_style(i) | {"linewidth": 0.9}) for i, one in enumerate(figure_data.sets)
-    }
-    if len(lines) > 1:
-        lines["Average"] = (figure_data.sets, {"color": "black", "linewidth": 1.6, "zorder": 3})
-    looks = {name: look | {"marker": marker(i)} for i, (name, (_, look)) in enumerate(lines.items())}
+    layout, wide = _layout(figure_data, len(found)), figure_data.width
+    lines = _lines(figure_data)
+    looks = {name: look for name, (_, look) in lines.items()}
     entries = [*looks.items()]
     with plot_style():
         figure, axes = new_figure(figure_data.above(title), len(found), layout, entries if wide else ())
@@ -123,16 +121,42 @@ def _page(figure_data: FigureData, metric: str, found: Sequence[Sweep], number: 
         if not wide:
             add_key(axes[columns - 1], entries, layout.panel, _KEY)
     several = any(len(sweep.at(value, figure_data.sets, metric)) > 1 for sweep in found for value in sweep.values)
+    several = several or any(len(sweep.level) > 1 for sweep in found)
     logarithmic = [f"{sweep.name}: {sweep.parameter}" for sweep in found if _is_logarithmic(sweep.values)]
     sentences = [
         f"{_TITLES[metric]} in % by the value of one hyper-parameter, the others as named.",
         "Mean over seeds; bars: ± sample standard deviation." if several else "",
-        "Dotted, vertical: the default; a default that is not a number is a horizontal line.",
+        "Dotted, vertical: the default; a default that is not a number is a horizontal line. Other values that are no "
+        "number are not shown.",
         f"Logarithmic axis: {', '.join(logarithmic)}." if logarithmic else "",
         f"Failed, so not shown: {', '.join(figure_data.failed)}." if figure_data.failed else "",
     ]
     name = f"{figure_data.heading.stem}-sweep-{metric}" + (f"-{number}" if number else "")
     return Plot(name, "sweep", f"{title}: {figure_data.heading.title}", " ".join(filter(None, sentences)), figure)
+
+
+def _lines(figure_data: FigureData) -> dict[str, tuple[Sequence[SetRow], dict[str, Any]]]:
+    """Return the OOD sets and the look of each line by its name."""
+    lines: dict[str, tuple[Sequence[SetRow], dict[str, Any]]] = {
+        one.title: ((one,), line_style(i) | {"linewidth": 0.9}) for i, one in enumerate(figure_data.sets)
+    }
+    if len(lines) > 1:
+        lines["Average"] = (figure_data.sets, {"color": "black", "linewidth": 1.6, "zorder": 3})
+    return {name: (sets, look | {"marker": marker(i)}) for i, (name, (sets, look)) in enumerate(lines.items())}
+
+
+def _layout(figure_data: FigureData, panels: int) -> FigureLayout:
+    layout = FigureLayout((_WIDE, _HIGH), columns=3, gap=(0.45, 0.62), right=_KEY + 0.25, head=0.3)
+    wide = figure_data.width
+    return layout.fitted(panels, wide, 1.0, gap=(0.4, 0.55), right=0.2, head=0.2) if wide else layout
+
+
+def _most(figure_data: FigureData, panels: int) -> int:
+    """Return the number of panels of a figure at most."""
+    if not figure_data.width:
+        return PANELS
+    legend = [(name, look) for name, (_, look) in _lines(figure_data).items()]
+    return _layout(figure_data, min(PANELS, panels)).most(PANELS, legend)
 
 
 def _curve(panel: Axes, of: tuple[Sweep, str], sets: Sequence[SetRow], metric: str, looks: dict[str, Any]) -> None:
@@ -142,9 +166,8 @@ def _curve(panel: Axes, of: tuple[Sweep, str], sets: Sequence[SetRow], metric: s
     deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in known]
     drawn = panel.errorbar(sweep.values, means, deviations, **looks, markersize=2.6, capsize=1.6, elinewidth=0.7)
     drawn.lines[0].set_gid(name)
-    default = sweep.default
-    if default and _number(default, sweep.parameter) is None:
-        level = average(default, sets, metric)
+    if sweep.level:
+        level = statistics.fmean(average(row, sets, metric) for row in sweep.level)
         panel.axhline(level, color=looks["color"], linewidth=0.7, linestyle=(0, (1, 2)), gid=f"default of {name}")
 
 
@@ -155,7 +178,7 @@ def _is_logarithmic(values: Sequence[float]) -> bool:
 def _frame(panel: Axes, sweep: Sweep, wide: float) -> None:
     """Draw the axes and mark the default."""
     values = sweep.values
-    default = _number(sweep.default, sweep.parameter) if sweep.default else None
+    default = _number(sweep.defaults[0], sweep.parameter) if sweep.defaults else None
     if default is not None:
         panel.axvline(default, color="#999999", linewidth=0.7, linestyle=(0, (1, 2)), gid="default")
     if _is_logarithmic(values):

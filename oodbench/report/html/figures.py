@@ -97,7 +97,7 @@ class FigureGallery:
 def gallery(tables: Sequence[Table], source: FigureSource, sets: Sequence[str], wanted: bool | None) -> FigureGallery:
     """Draw the figures of every table that has scores per image, for these OOD sets, or for all if empty."""
     if wanted is False:
-        return FigureGallery(reason="--no-figures was given")
+        return FigureGallery(reason="figures were left out")
     if wanted is None and len(tables) > MOST:
         return FigureGallery(reason=f"pages with more than {MOST} tables have none unless --with-figures is given")
     if not any(_drawable(table, source.paths) for table in tables):

@@ -29,7 +29,7 @@ from oodbench.report.tables.columns import (
     sort_value,
 )
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
-from oodbench.report.tables.rows import line_cells, line_names, repeated, seedless_label
+from oodbench.report.tables.rows import line_cells, line_names, repeated
 from oodbench.report.tables.streams import (
     PARTS,
     TITLE,
@@ -43,7 +43,7 @@ from oodbench.report.tables.streams import (
     stream_options,
 )
 from oodbench.report.tables.table import ColumnGroup, Table, TableLine
-from oodbench.results import IdRow, Result, SetRow
+from oodbench.results import IdRow, Result, SetRow, seedless_label
 
 if TYPE_CHECKING:
     from oodbench.metrics import Scores

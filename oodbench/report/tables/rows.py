@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from oodbench.report.tables.access import title_of
 from oodbench.report.tables.columns import cell, cells, formatted
 from oodbench.report.tables.streams import differing
 from oodbench.report.tables.table import DASH, Cell, ColumnGroup, Number
-from oodbench.results import Result
+from oodbench.results import Result, seedless_label
 
 
 def repeated(results: Sequence[Result], *, seeds: bool) -> list[list[Result]]:
@@ -117,12 +117,6 @@ def _seedless(recipe: dict[str, Any]) -> dict[str, Any]:
     return {k: _seedless(v) if isinstance(v, dict) else v for k, v in recipe.items() if k not in _SEEDED}
 
 
-def seedless_label(row: Result) -> str:
-    """Return a label without the seed that its weights were trained with: `coop[K=4,seed=2]` is `coop[K=4]`."""
-    recipe = row.weights.get("recipe") or {}
-    return row.label.replace(f",seed={recipe.get('seed')}]", "]") if recipe.get("id") else row.label
-
-
 def by_shots(results: Sequence[Result]) -> list[list[Result]]:
     """Group results, in order, that differ only in the number of labelled images per class and the seeds."""
     return _alike(results, without_shots)
@@ -181,14 +175,19 @@ def line_names(lines: Sequence[Sequence[Result]], omitted: str = "") -> list[str
 
 
 def _distinguished(names: Sequence[str], results: Sequence[Result]) -> list[str]:
-    """Return the names; equal names get a remark on the differences between their results."""
+    """Return the names; equal ones get a remark on what differs between their results."""
+    return distinguished(names, [_variations(row) for row in results], [row.digest[:8] for row in results])
+
+
+def distinguished(names: Sequence[str], facts: Sequence[Mapping[str, str]], digests: Sequence[str]) -> list[str]:
+    """Return the names; equal ones get a remark on what differs in their facts, or their digests if nothing does."""
     out = list(names)
     positions: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         positions.setdefault(name, []).append(i)
     for name, same in positions.items():
         if len(same) > 1:
-            for i, remark in zip(same, _remarks([results[i] for i in same]), strict=True):
+            for i, remark in zip(same, _remarks([facts[i] for i in same], [digests[i] for i in same]), strict=True):
                 out[i] = f"{name[:-1]}, {remark})" if name.endswith(")") else f"{name} ({remark})"
     return out
 
@@ -209,23 +208,31 @@ def _titled(title: str, bracket: str, omitted: Collection[str] = ()) -> str:
     return f"{title} ({shown})" if shown else title
 
 
-def _remarks(rows: Sequence[Result]) -> list[str]:
-    """Return the differences between results of one name, with digests if nothing else distinguishes them."""
-    known = [
+def _variations(row: Result) -> dict[str, str]:
+    """Return what may differ between results of one name in a table."""
+    return (
         {"scores": "imported" if row.imported else "measured"}
         | {k: str(row.run.get(k)) for k in _VARIATIONS}
         | {f"calibration_{k}": str((row.run.get("calibration") or {}).get(k)) for k in ("labels", "n", "shot_seed")}
         | {"weights": row.weights.get("digest", "none")[:8], "source": row.source[:8]}
         | {"commit": (row.commit or "none")[:8], "stream_seed": str(row.stream.get("seed"))}
-        for row in rows
-    ]
-    differing: list[str] = []
-    for k in known[0]:  # as few as distinguish all of them
-        if len({tuple(facts[d] for d in differing) for facts in known}) < len(rows):
-            differing += [k] if len({facts[k] for facts in known}) > 1 else []
-    remarks = [", ".join(f"{k.replace('_', ' ')} {facts[k]}" for k in differing) for facts in known]
+    )
+
+
+def distinguishing(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the names of as few facts as distinguish all of them, in their order."""
+    found: list[str] = []
+    for name in facts[0]:
+        if len({tuple(one[k] for k in found) for one in facts}) < len(facts):
+            found += [name] if len({one[name] for one in facts}) > 1 else []
+    return found
+
+
+def _remarks(facts: Sequence[Mapping[str, str]], digests: Sequence[str]) -> list[str]:
+    names = distinguishing(facts)
+    remarks = [", ".join(f"{name.replace('_', ' ')} {one[name]}" for name in names) for one in facts]
     counts = Counter(remarks)
     return [
-        remark if counts[remark] == 1 else ", ".join(filter(None, (remark, f"result {row.digest[:8]}")))
-        for remark, row in zip(remarks, rows, strict=True)
+        remark if counts[remark] == 1 else ", ".join(filter(None, (remark, f"result {digest}")))
+        for remark, digest in zip(remarks, digests, strict=True)
     ]
