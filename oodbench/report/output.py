@@ -24,9 +24,8 @@ from oodbench.report.tables.build import tables, tester
 from oodbench.report.tables.published import compare_with_published, quote, quotes, with_quotes
 from oodbench.report.tables.rename import check as check_names
 from oodbench.report.tables.rename import names, renamed
-from oodbench.report.tables.rows import seedless_label
 from oodbench.report.tables.table import Table, transposed
-from oodbench.results import Result
+from oodbench.results import Result, seedless_label
 from oodbench.storage.files import atomic_write, real_path
 
 _HEAD = r"""{engine}\documentclass[{shape}]{{article}}

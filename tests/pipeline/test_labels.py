@@ -219,7 +219,7 @@ def test_shots_do_not_depend_on_the_order_of_the_list_and_count_an_image_once() 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"shots": 6}, r"--shots 6 takes 6 images of each class, and 1 of 3 classes of .* have fewer: red \(5\)"),
+        ({"shots": 6}, r"--shots 6 needs 6 images of each class, but 1 of 3 classes of .* have fewer: red \(5\)"),
         ({"shots": 0}, "--shots must be at least 1, not 0"),
         ({"shot_seed": -1}, "--shot-seed must be at least 0, not -1"),
         ({"calibration_limit": 0}, "--calibration-limit must be at least 1, not 0"),

@@ -9,9 +9,9 @@ from dataclasses import replace
 from oodbench.errors import did_you_mean, raise_all
 from oodbench.method.access import GROUPS
 from oodbench.report.tables.columns import COLUMNS
-from oodbench.report.tables.rows import line_names, seedless_label
+from oodbench.report.tables.rows import line_names
 from oodbench.report.tables.table import ColumnGroup, Table
-from oodbench.results import Result
+from oodbench.results import Result, seedless_label
 
 _HEADINGS = ("Average", "ID", "Method")  # common words, which stay in sentences
 
