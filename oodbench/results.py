@@ -282,7 +282,7 @@ def may_be_result(path: Path) -> bool:
         return True
     known = isinstance(found, dict) and "digest" in found
     if not known:
-        log.warning("%s is JSON, but no result: skipped", printable(str(path)))
+        log.warning("%s is JSON, but not a result: skipped", printable(str(path)))
     return known
 
 

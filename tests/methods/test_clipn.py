@@ -95,7 +95,7 @@ ENERGY = [1.567752, 1.796309, 1.844582, 1.750183]
 
 @pytest.mark.parametrize("s", [1, 10])
 @pytest.mark.parametrize(("rule", "expected"), [("ctw", CTW), ("atd", ATD)])
-def test_scores_at_golden_values(s: int, rule: str, expected: dict[int, list[float]]) -> None:
+def test_the_score_is_the_paper_s_at_golden_values(s: int, rule: str, expected: dict[int, list[float]]) -> None:
     f, g, h = (x.float() for x in golden())
     odds = scored(clipn(rule=rule, scale=float(s)), f, g, h)
     np.testing.assert_allclose(1 / (1 + np.exp(-odds)), expected[s], atol=2e-6)

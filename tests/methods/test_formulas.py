@@ -280,7 +280,7 @@ def test_every_method_has_a_formula() -> None:
     built_in = {name for name, info in registry.methods().items() if info.origin == "built-in"}
     assert built_in == set(FORMULAS) | set(DEEPER) | set(ELSEWHERE)
     for name, path in ELSEWHERE.items():
-        assert re.search("def test_the_score_(is|equals)_the_paper_s", path.read_text()), name
+        assert re.search("def test_the_score_(is|equals)_the_", path.read_text()), name
 
 
 def test_a_confident_softmax_does_not_tie(world: ToyWorld) -> None:

@@ -196,7 +196,7 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     save(tmp_path / "results" / "a.json", row())
     os.mkfifo(tmp_path / "results" / "b.json")
     found = collect([tmp_path / "results"])
-    assert len(found.results) == 1 and [*found.unreadable.values()] == ["b.json is no regular file"]
+    assert len(found.results) == 1 and [*found.unreadable.values()] == ["b.json is not a regular file"]
 
 
 def test_what_is_wrong_with_a_submission_is_seen_without_check(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_what_is_wrong_with_a_submission_is_seen_without_check(tmp_path: Path) -
     assert {one["by"]: one.get("unranked", "") for one in found["rows"]} == {
         "@jane": "",
         "@runs": "",
-        "@ann": "result.json was changed: its sha256 is not that in submission.toml",
+        "@ann": "result.json was changed: its sha256 differs from that in submission.toml",
         "@bob": "it belongs in the folder bob/toy/ViT-B-16-openai/mcm",
     }
     case, theft = sorted(found["unreadable"])

@@ -103,7 +103,7 @@ def test_all_wrong_options_are_reported_at_once(folder: Path) -> None:
     ("options", "said"),
     [
         ({"caption": "shrot"}, "no caption 'shrot'; did you mean 'short'?"),
-        ({"label": "a b"}, "--label 'a b' cannot be read by LaTeX"),
+        ({"label": "a b"}, "--label 'a b' is not a valid LaTeX label"),
         ({"decimals": True}, "decimals must be a whole number, not True"),
         ({"decimals": 2.0}, "decimals must be a whole number, not 2.0"),
         ({"decimals": 11}, "--decimals must be 0 to 10, not 11"),

@@ -227,7 +227,7 @@ def test_a_failed_result_and_scores_with_other_numbers_are_refused(tmp_path: Pat
     done = cli("submit", "results", *FORM, cwd=tmp_path)
     skipped, problem = done.stderr.splitlines()
     assert done.returncode == 2 and "msp.json has schema" in problem
-    assert skipped.endswith("speed.json is JSON, but no result: skipped")
+    assert skipped.endswith("speed.json is JSON, but not a result: skipped")
     (tmp_path / "results" / "speed.json").unlink()
     (tmp_path / "results" / "msp.json").unlink()
     done = cli("submit", "results", *FORM, cwd=tmp_path)
