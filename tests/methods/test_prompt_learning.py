@@ -223,7 +223,7 @@ def scores_by_hand(v: Tensor, patches: Tensor, whole: Tensor, local: Tensor, tem
     [("coop", "mcm", 1.0), ("locoop", "gl-mcm", 1.0), ("locoop", "mcm", 0.5), ("sct", "gl-mcm", 0.01)]
     + [("gallop", rule, 0.1) for rule in ("gl-mcm", "mcm", "l-mcm")],
 )
-def test_the_score_with_the_learned_prompt(name: str, rule: str, temperature: float, clip: OpenClip) -> None:
+def test_the_score_is_the_paper_s_with_the_prompt(name: str, rule: str, temperature: float, clip: OpenClip) -> None:
     method = make(name, temperature=temperature, **({} if name == "coop" else {"rule": rule}))
     module = module_of(method, clip)
     weights = {key: value.detach().float() for key, value in module.state_dict().items()}
