@@ -59,7 +59,10 @@ def check_exist(references: Iterable[object]) -> None:
     """
     problems = []
     for reference in references:
-        if isinstance(reference, str) and reference.startswith("folder:") and reference != "folder:":
+        if not (isinstance(reference, str) and reference.startswith("folder:")):
+            continue
+        folder = reference.removeprefix("folder:")
+        if folder and not os.path.isdir(folder):  # otherwise the name is looked up once, when the set is read
             one = catalog.dataset(reference)
             if not is_url(one.path) and not os.path.isdir(one.path):
                 problems.append(str(missing_error(one, one.path)))

@@ -229,10 +229,10 @@ SYMBOLIC, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE
         ([("a", b"", "../x")], SYMBOLIC, "points outside the folder, to '../x'"),
         ([("a", b"", "/etc/passwd")], SYMBOLIC, "points outside the folder, to '/etc/passwd'"),
         ([("a", b"", "../x")], HARD, "points outside the folder, to '../x'"),
-        ([("a", b"", "/etc/passwd")], HARD, "leads out"),
-        ([("d/1", b"1", ""), ("a", b"", "d"), ("a/b", b"", "../../x")], SYMBOLIC, "leads out"),
-        ([("a", b"", "b"), ("b", b"", "a")], SYMBOLIC, "does not hold"),
-        ([("a", b"", "..")], SYMBOLIC, "leads out"),
+        ([("a", b"", "/etc/passwd")], HARD, "points outside"),
+        ([("d/1", b"1", ""), ("a", b"", "d"), ("a/b", b"", "../../x")], SYMBOLIC, "points outside"),
+        ([("a", b"", "b"), ("b", b"", "a")], SYMBOLIC, "is not in the archive"),
+        ([("a", b"", "..")], SYMBOLIC, "points outside"),
         ([("a", b"", "..."), ("a/x", b"1", "")], SYMBOLIC, "name of another member"),
         ([("pipe", b"", "x")], tarfile.FIFOTYPE, "is not a file, a folder or a link"),
         ([("disk", b"", "x")], tarfile.BLKTYPE, "is not a file, a folder or a link"),
@@ -276,7 +276,7 @@ def test_zip_files(tmp_path: Path) -> None:
     unpack(made("a/b.txt"), tmp_path / "out")
     assert (tmp_path / "out/a/b.txt").read_text() == "text"
     for name, link in (("../x", False), ("/x", False), ("a", True)):
-        with pytest.raises(UserError, match="leads out"):
+        with pytest.raises(UserError, match="points outside"):
             unpack(made(name, link), tmp_path / "no")
     assert not (tmp_path / "no").exists() and not (tmp_path / "x").exists()
 

@@ -166,7 +166,9 @@ def test_one_bad_server_does_not_stop_the_others(mos: FileServer, tmp_path: Path
     assert text["inaturalist"][0] == "ready"
     assert text["textures"][0] == "failed" and "is not what was expected: sha256" in text["textures"][1]
     assert text["sun"][0] == "failed" and "bytes, not" in text["sun"][1]
-    assert "sends a web page and not Places.tar.gz" in text["places"][1] and "--from Places.tar.gz" in text["places"][1]
+    assert (
+        "sends a web page instead of Places.tar.gz" in text["places"][1] and "--from Places.tar.gz" in text["places"][1]
+    )
     assert not any((tmp_path / top).exists() for top in ("dtd", "SUN", "Places"))
     mos.files["/dtd.tar.gz"] = content
     assert get(["textures"], tmp_path, QUICK).exit_code == 0
@@ -252,7 +254,7 @@ def test_without_a_digest_the_first_one_is_recorded(
     shutil.rmtree(tmp_path / "pets/images")
     server.content = packed("1.png", "3.png")
     other = get(["pets"], tmp_path, QUICK)
-    assert other.exit_code == 1 and f"recorded in {record}: delete that" in other.text()
+    assert other.exit_code == 1 and f"recorded in {record}: delete the record" in other.text()
     record.unlink()
     assert get(["pets"], tmp_path, QUICK).exit_code == 0
 

@@ -269,7 +269,7 @@ def test_cifar_tars_run_as_clipn_s_protocol(shared: Path, tmp_path: Path) -> Non
     (result,) = api.run(plan).results
     assert result.status == "ok" and result.ood[0].n == 200 and 0 < result.ood[0].auroc < 1
     shutil.rmtree(tmp_path / "cifar10")
-    with pytest.raises(UserError, match="none of the OOD sets of 'clipn-cifar-imagenet-resize' is there"):
+    with pytest.raises(UserError, match="none of the OOD sets of 'clipn-cifar-imagenet-resize' exists"):
         planned(tmp_path, tmp_path, **options, skip_missing=True)
     shutil.rmtree(tmp_path / "cifar100")
     with pytest.raises(UserError, match="dataset 'cifar100' was not found"):
