@@ -692,7 +692,7 @@ def test_two_thousand_rows_and_hostile_names(tmp_path: Path, visit: Open) -> Non
         """() => { const before = performance.now();
         document.querySelector('button[data-focus="sort mean/auroc"]').click(); return performance.now() - before; }"""
     )
-    assert took < 5000, f"{took:.0f} ms"  # 0.2 s on an idle machine
+    assert took < 5000, f"{took:.0f} ms"
     assert line_names(page)[0] == f"M499 {HOSTILE}"
     page.locator("#words").fill("m499 <script> =1")
     assert line_names(page) == [f"M499 {HOSTILE}"] * 4
