@@ -19,7 +19,6 @@ from oodbench.storage.archives import read_member
 from oodbench.storage.files import read_text
 
 IMAGES, CLASSES, PER_CLASS = 50_000, 1000, 50
-ARCHIVE = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _NAME = re.compile(r"ILSVRC2012_val_(\d{8})(?:_n\d{8})?\.JPEG", re.IGNORECASE)  # the Hub adds the class folder
 
