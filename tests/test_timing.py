@@ -47,12 +47,27 @@ def test_the_limit_is_longer_on_a_slow_core() -> None:
 
 
 @pytest.mark.slow
-def test_a_long_test_fails_unless_it_is_marked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "expected"), [(["-m", "not slow"], "1 failed, 1 passed, 1 deselected"), ([], "3 passed")]
+)
+def test_a_long_test_fails_unless_it_is_marked(tmp_path: Path, options: list[str], expected: str) -> None:
     (tmp_path / "test_some.py").write_text(FILE)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow: a long test\n")
-    command = [sys.executable, "-m", "pytest", "-p", "tests.timing", "-p", "no:cacheprovider", "-q", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.timing",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        *options,
+        str(tmp_path),
+    ]
     root = Path(__file__).parents[1]
     env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
-    assert "1 failed, 2 passed" in done.stdout, done.stdout
-    assert "s of CPU time; make it faster, or mark it slow" in done.stdout and "::test_long" in done.stdout
+    assert expected in done.stdout, done.stdout
+    failed = "s of CPU time; make it faster, or mark it slow" in done.stdout and "::test_long" in done.stdout
+    assert failed == bool(options)

@@ -100,6 +100,7 @@ def test_views_are_the_transformed_images(images: Path, tmp_path: Path, towered:
         assert np.array_equal(scores(tmp_path / "v", "probe", dataset), scores(tmp_path / "p", "plain", dataset))
 
 
+@pytest.mark.slow
 def test_views_are_stored_per_shard_and_transform(images: Path, tmp_path: Path, towered: list[int]) -> None:
     """Another method with the same transform of oodbench, or another seed, encodes only what is new."""
 

@@ -37,6 +37,7 @@ from oodbench.report.leaderboard.sources import CollectedResult
 from oodbench.report.submission import place
 from oodbench.report.tables.published import PublishedValue, Quote, quotes
 from oodbench.results import METRICS, IdRow, Result, SetRow, _digest
+from tests.report.panel import close_panel
 from tests.report.stream_rows import stream
 from tests.report.test_report_shapes import row as plain_row
 
@@ -624,7 +625,7 @@ def test_the_address_has_the_state_and_the_keyboard_suffices(site: Path, visit: 
     assert published["source"] in dialog.inner_text() and published["confidence"] in dialog.inner_text()
     again = visit(site / "index.html", page.evaluate("location.hash"))
     assert again.get_by_role("dialog", name="NegLabel: Textures FPR95 (i)").is_visible()
-    again.keyboard.press("Escape")
+    close_panel(again)
     assert again.evaluate("document.activeElement.dataset.cell") == "quote-neglabel-paper/textures/fpr95"
     assert line_names(again) == line_names(page) and sections(again) == sections(page)
     assert again.locator("#words").input_value() == "neg"
@@ -639,7 +640,7 @@ def test_the_address_has_the_state_and_the_keyboard_suffices(site: Path, visit: 
     clipn = json.loads((ROOT / "results/reference/glyphs/glyphs/clipn.json").read_text())
     page.get_by_role("link", name="CLIPN", exact=True).click()
     assert clipn["digest"] in page.locator("#panel").inner_text()
-    page.keyboard.press("Escape")
+    close_panel(page)
     page.go_back()
     page.locator("[role=tab][aria-selected=true]", has_text="ImageNet-1k, MOS protocol").wait_for()
     for form, start in (
@@ -698,7 +699,7 @@ def test_two_thousand_rows_and_hostile_names(tmp_path: Path, visit: Open) -> Non
     assert line_names(page) == [f"M499 {HOSTILE}"] * 4
     page.locator("#table tbody td a").first.click()
     assert HOSTILE in (page.locator("#panel").text_content() or "")
-    page.keyboard.press("Escape")
+    close_panel(page)
     for form in ("LaTeX", "CSV", "Markdown"):
         page.get_by_role("button", name=form).click()
         text = page.locator("#text").input_value()
@@ -726,7 +727,7 @@ def test_narrow_dark_and_on_paper(site: Path, visit: Open, tmp_path: Path) -> No
     page.locator("#table tbody td a").first.click()
     box = page.locator("#panel").bounding_box()
     assert box and box["x"] == 0 and box["width"] == 390
-    page.keyboard.press("Escape")
+    close_panel(page)
     page.emulate_media(media="print")
     assert not page.locator("#controls").is_visible() and not page.locator("#tabs").is_visible()
     assert page.locator(".box").evaluate("box => getComputedStyle(box).overflowX") == "visible"

@@ -20,6 +20,7 @@ import oodbench.report as report
 from oodbench.report.html import FigureSource, render
 from oodbench.report.html.page import _address
 from oodbench.results import IdRow, Result, SetRow
+from tests.report.panel import close_panel
 from tests.report.stream_rows import stream
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def test_a_cell_has_an_address(glyphs: Path, visit: Open) -> None:
     assert fragment == f"#cell-{one['digest'][:12]}-mean-fpr95"
     assert page.locator("dialog .exact").inner_text().startswith(repr(mean(one, "fpr95")))
     assert page.evaluate("document.activeElement.textContent") == "Close"
-    page.keyboard.press("Escape")
+    close_panel(page)
     assert not page.locator("dialog").is_visible() and page.evaluate("location.hash") == ""
     assert page.evaluate(HERE) == at, "the focus is where it was"
     cell(page, "ZOC", "mean", "fpr95").click()
@@ -218,7 +219,7 @@ def test_a_cell_has_an_address(glyphs: Path, visit: Open) -> None:
     linked = visit(glyphs, fragment)
     assert linked.get_by_role("dialog", name="ZOC: Average FPR95").is_visible()
     assert one["digest"] in fact(linked, "digest")
-    linked.get_by_role("button", name="Close").click()
+    close_panel(linked, button=True)
     assert linked.evaluate(HERE) == at
     linked.get_by_role("link", name="MCM", exact=True).click()
     assert fact(linked, "digest")[0] == stored()["MCM"]["digest"], "a name leads to its row"
@@ -275,7 +276,7 @@ def test_hostile_names_are_literal(cli: Cli, tmp_path: Path, visit: Open) -> Non
     command = shlex.split(page.locator("dialog pre").first.inner_text())
     assert command[-2:] == [f"one[x={HOSTILE}]", f"near1 {HOSTILE}"]
     assert cli(*command[1:], cwd=tmp_path).stdout.startswith(f"One {HOSTILE}")
-    page.keyboard.press("Escape")
+    close_panel(page)
     page.get_by_label("Methods").fill("bad")
     page.get_by_role("link", name="BAD").click()
     assert fact(page, "error") == [f"boom {HOSTILE}"]
@@ -309,14 +310,14 @@ def test_seeds_and_quotes_have_provenance(cli: Cli, tmp_path: Path, visit: Open)
     assert page.locator("dialog .exact").inner_text() == f"{(0.9 + 0.92) / 2!r} (91.00 %)"
     page.locator("dialog li a", has_text="seed 1").click()
     assert fact(page, "digest")[0] == rows[1].digest
-    page.keyboard.press("Escape")
+    close_panel(page)
     cell(page, "CLIPN (quoted: paper)", "sun", "fpr95").click()
     published = tomllib.loads((ROOT / "results/published/clipn.toml").read_text())
     paper = next(one for one in published["rows"] if one["key"] == "clipn:paper")
     source = {**published.get("defaults", {}), **paper}["source"]
     assert page.locator("dialog .exact").inner_text().endswith(f"({paper['cells']['sun']['fpr95']:.2f} %)")
     assert fact(page, "source") == [paper["cells"]["sun"].get("source", source)]
-    page.keyboard.press("Escape")
+    close_panel(page)
     head(page, "near1", "auroc").click()
     assert [n.split()[0] for n in names(page)] == ["MCM,", "CLIPN", "CLIPN"], "quoted rows stay in their section"
 
@@ -366,7 +367,7 @@ def test_narrow_wide_and_on_paper(glyphs: Path, visit: Open, tmp_path: Path) -> 
     cell(page, "MCM", "mean", "auroc").locator("a").press("Enter")
     box = page.locator("dialog").bounding_box()
     assert box and box["x"] == 0 and box["width"] == 400
-    page.keyboard.press("Escape")
+    close_panel(page)
     page.emulate_media(media="print")
     assert not page.locator("#controls").is_visible()
     assert page.locator(".box").evaluate("box => getComputedStyle(box).overflowX") == "visible"
