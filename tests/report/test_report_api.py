@@ -21,18 +21,11 @@ from oodbench.report.formats.notebook import html
 from oodbench.report.tables.build import tables
 from oodbench.report.tables.table import transposed
 from oodbench.results import Result
-from tests.report.test_report_options import EVERY, OTHERS, call, row
+from tests.report.test_report_options import EVERY, call, folder, row
+
+__all__ = ["folder"]  # a fixture
 
 HOSTILE = "<script>alert(1)</script> & \"q\" 'x'"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for number, one in enumerate((*EVERY, *OTHERS[1:])):
-        path = tmp_path / "runs" / f"{number}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(one.to_json())
-    return tmp_path
 
 
 def test_the_package_can_be_called_however_it_was_imported() -> None:

@@ -127,7 +127,7 @@ def _signs(text: str) -> dict[str, str]:
 def _html(board: Mapping[str, Any], records: Records) -> str:
     style = page_file("page.css") + (HERE / "leaderboard.css").read_text(encoding="utf-8")
     scripts = [page_file("provenance.js")]
-    scripts += [(HERE / name).read_text(encoding="utf-8") for name in ("copy.js", "leaderboard.js")]
+    scripts += [(HERE / name).read_text(encoding="utf-8") for name in ("ranking.js", "copy.js", "leaderboard.js")]
     texts = {**records.texts, **records.shared}
     facts = ",\n".join(f"{json.dumps(address)}: {text}" for address, text in texts.items())
     template = environment(HERE).get_template("leaderboard.html")
