@@ -430,7 +430,7 @@ def test_an_address_where_no_ray_answers(silent: int, monkeypatch: pytest.Monkey
     said = rf"^\$RAY_ADDRESS 127.0.0.1:{silent}: no Ray cluster answers there \(timed out\); .* unset RAY_ADDRESS"
     with pytest.raises(UserError, match=said + ".*--ray no"):
         connection._check_address("auto")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     with pytest.raises(UserError, match=rf"^--ray ray://127.0.0.1:{silent}: no Ray cluster answers there"):
         connection._check_address(f"ray://127.0.0.1:{silent}")
     with pytest.raises(UserError, match="no Ray cluster answers there"):

@@ -71,7 +71,7 @@ def test_received_bytes_are_kept_for_the_next_call(server: FileServer, tmp_path:
     began = time.perf_counter()
     with pytest.raises(UserError, match="nothing was received for 0.3 s.* 90,000 bytes received are kept"):
         fetch(server, tmp_path)
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 30
     assert not (tmp_path / "a.bin").exists()
     assert (tmp_path / ".a.bin.part").read_bytes() == CONTENT[:90_000]
     server.stall = None

@@ -350,7 +350,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_without_a_network_the_error_is_fast_and_gives_advice(spec: str, named: str, folder: Path) -> None:
     began = time.perf_counter()
     message = error_of(spec, folder)
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 30
     assert "not on this machine" in message and "cannot be reached" in message
     assert f"--encoder {named}" in message.splitlines()[1]
 

@@ -406,7 +406,7 @@ def test_two_thousand_rows(process: Cli, tmp_path: Path, visit: Open) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     path = written(process, results)
     took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-    assert took < 10 and path.stat().st_size < 10e6, f"{took:.1f} s, {path.stat().st_size / 1e6:.1f} MB"
+    assert took < 40 and path.stat().st_size < 10e6, f"{took:.1f} s, {path.stat().st_size / 1e6:.1f} MB"
     page = visit(path)
     assert "more than 12 tables have none unless --with-figures is given" in page.locator("header").inner_text()
     page.locator("#encoder").select_option("enc7")

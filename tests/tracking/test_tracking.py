@@ -578,7 +578,7 @@ def test_a_damaged_database_is_one_line(share: float, local: Tracker, capfd: pyt
     (local.results / runs.SENT_FILE).unlink()
     began = time.monotonic()
     sent = send(local, [row(), row("mcm")], attach)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert sent.arrived + sent.known + sent.waiting == 2
     assert (sent.waiting == 0) == (sent.reason == "") and len(sent.reason.splitlines()) <= 1
     with suppress(UserError):
@@ -667,7 +667,7 @@ def test_the_variable_of_mlflow_names_the_store(tmp_path: Path, monkeypatch: pyt
 def check_waits(tracker: Tracker, cause: str) -> None:
     start = time.monotonic()
     sent = send(tracker, [row("energy"), row("mcm")], attach)
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
     assert (sent.arrived, sent.known, sent.waiting) == (0, 0, 2)
     assert cause in sent.reason and f"oodbench sync --tracking-uri {tracker.place}" in sent.reason
     assert str(tracker.results) in sent.reason
@@ -827,7 +827,7 @@ def test_a_server_that_hangs(running_server: Server, tmp_path: Path, monkeypatch
     try:
         start = time.monotonic()
         sent = send(Tracker(running_server.uri, tmp_path / "results"), [row(benchmark="hangs")], attach)
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 60
         assert (sent.waiting, "timed out" in sent.reason) == (1, True)
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "2"
     finally:
