@@ -57,7 +57,7 @@ def read_words(path: str, exclude: Collection[str] = ()) -> Words:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ValueError(
-            f"words: {path} is no folder; name one with the released files (adj.all.txt, ...), or {OWN_LIST}"
+            f"words: {path} is not a folder; name one with the released files (adj.all.txt, ...), or {OWN_LIST}"
         )
     if (folder / "data.noun").is_file() and (folder / "data.adj").is_file():
         return distinct(from_database(folder), exclude)

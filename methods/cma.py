@@ -26,7 +26,7 @@ class Agents:
 
 @dataclass(frozen=True)
 class CMA(Method[Agents]):
-    """Largest softmax probability of the ID classes beside neutral prompts, the agents, as its logarithm.
+    """Largest softmax probability of the ID classes against neutral prompts (the agents), as its logarithm.
 
     The softmax is over the cosines with the K class names and M = K agents, divided by the temperature. There are five
     agents; the released code repeats them in turn until there are M. Of fewer than five, the first M are taken. The
