@@ -696,10 +696,10 @@ def test_the_command(cli: Any, declare: Callable[..., None], tmp_path: Path) -> 
     declare(pets(count=2, archives=(Archive(url="http://127.0.0.1:9/pets.tgz"),)))
     (tmp_path / "pets.tgz").write_bytes(packed("1.png", "2.png"))
     data = ("--data", tmp_path / "data")
-    by_hand = cli("datasets", "get", "glyphs", "imagenet1k-train", *data)
-    assert by_hand.returncode == 3
-    assert "embedded" in by_hand.stdout and "1 of 2 sets are ready" not in by_hand.stdout.splitlines()[0]
-    assert f"it belongs at {tmp_path}/data/imagenet1k/train, 1,281,167 images" in by_hand.stdout
+    manual = cli("datasets", "get", "glyphs", "imagenet1k-train", *data)
+    assert manual.returncode == 3
+    assert "embedded" in manual.stdout and "1 of 2 sets are ready" not in manual.stdout.splitlines()[0]
+    assert f"it belongs at {tmp_path}/data/imagenet1k/train, 1,281,167 images" in manual.stdout
     done = cli("datasets", "get", "pets", "--from", tmp_path / "pets.tgz", *data)
     assert done.returncode == 0 and "1 of 1 sets are ready" in done.stdout
     assert cli("datasets", "get", "glyphs", *data).returncode == 0

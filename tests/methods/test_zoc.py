@@ -169,7 +169,7 @@ def test_the_score_equals_the_paper_s_formula(
 
 
 class Scripted(torch.nn.Module):
-    """A decoder whose logits are given by hand: row 0 after the start, row i + 1 after token i."""
+    """A decoder with given logits: row 0 after the start, row i + 1 after token i."""
 
     start = 9
 
