@@ -81,7 +81,7 @@ class CMA(Method[Agents]):
         path = Path(self.agents).expanduser()
         if "|" not in self.agents and ("/" in self.agents or path.is_file()):
             if not path.is_file():
-                raise ValueError(f"agents: no file {path}; a single prompt with a / is written with | at its end")
+                raise ValueError(f"agents: no file {path}; if it is one prompt with a /, write | at its end")
             return read_lines(path, "agents")
         return [prompt.strip() for prompt in self.agents.split("|") if prompt.strip()]
 

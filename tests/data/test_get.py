@@ -221,7 +221,7 @@ def test_folders_in_an_archive_and_list_files(server: FileServer, declare: Calla
     near = pets(name="near", loader="list", path="large", list="lists/ninco.txt", count=2, archives=(images, lists))
     part = pets(name="some", loader="part", path="large", within="near", keep=("a",), archives=())
     declare(near, part)
-    summary = get(["some"], tmp_path, QUICK)  # the set that it is a part of is fetched, too
+    summary = get(["some"], tmp_path, QUICK)  # the set that it is a part of is also fetched
     assert {o.name: o.state for o in summary.outcomes}["near"] == "ready", summary.text()
     assert files(tmp_path) == {
         "large/ninco/a/1.png", "large/ninco/b/2.png", "lists/ninco.txt", "large/.ninco.oodbench.json"
@@ -246,7 +246,7 @@ def test_without_a_digest_the_first_one_is_recorded(
     sha256 = hashlib.sha256(server.content).hexdigest()
     assert json.loads(record.read_text())["sha256"] == sha256
     assert f"no digest is declared; its sha256 is recorded in {record}" in first.text()
-    assert f"sha256 {sha256[:12]}" in get(["pets"], tmp_path, QUICK).text()  # reported for existing sets, too
+    assert f"sha256 {sha256[:12]}" in get(["pets"], tmp_path, QUICK).text()  # also reported for existing sets
     (finding,) = archive_findings(one, tmp_path)
     assert (finding.level, finding.kind) == ("note", "archive") and sha256 in finding.message
     images = load_images(one, LoadOptions(tmp_path, Store(tmp_path / "store")), labelled=False)

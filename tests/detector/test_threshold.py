@@ -99,7 +99,7 @@ def test_new_images_are_accepted_although_the_method_has_memorised_its_own(metho
     kept = int((one.predict(images_of("glyphs", 120)) == 1).sum())
     low, high = bounds(held_out(one), 120)
     assert held_out(one) == 32 and low <= kept <= high
-    assert (one.predict(images_of("glyphs-train", 128)) == 1).mean() > 0.95, "fitted images are accepted, too"
+    assert (one.predict(images_of("glyphs-train", 128)) == 1).mean() > 0.95, "fitted images are also accepted"
 
 
 @pytest.mark.slow

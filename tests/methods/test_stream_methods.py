@@ -402,7 +402,7 @@ def test_the_score_is_the_paper_s_proxies(parameters: dict[str, Any], world: Wor
 def test_adaneg_selects_the_farthest_words(first: str, permutation: int, world: World) -> None:
     """Of nouns and adjectives in proportion, by the cosine at index 0.95 K, in the order of a permutation of all words.
 
-    A class name is no word.
+    Class names are not among the words.
     """
     method = world.method("adaneg", num_negatives=50, permutation=permutation)
     nouns, adjectives = word_lists(world)

@@ -19,7 +19,7 @@ from oodbench.pipeline import weights
 
 INFO = registry.methods()["zoc"]
 START, END = TOKENS - 2, TOKENS - 1
-THINGS = 40  # named by captions besides the classes
+THINGS = 40  # named by captions in addition to the classes
 TINY: dict[str, Any] = {"decoder": "bert", "width": 2 * DEPTH, "layers": 2, "heads": 4}
 
 

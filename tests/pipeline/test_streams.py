@@ -66,7 +66,7 @@ PLAIN = """
     def begin(self, task):
         return None
 """
-# What each does, and what is said of it.
+# What each does, and a part of its error message.
 FAULTY = {
     "module_global": (
         "    def step(self, batch, task, state):\n        SEEN.append(1)\n"
