@@ -47,7 +47,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class CSP(Method[Negatives]):
-    """NegLabel's score with a pool in which each adjective stands before a superclass: "gooey landscape".
+    """NegLabel's score with a pool in which each adjective precedes a superclass: "gooey landscape".
 
     The score is the log-odds of S(x), as in `neglabel`. The pool is NegLabel's words without some lexicographer files;
     a superclass is drawn for each adjective. The embedding of a text is the mean of its embeddings under several
