@@ -28,14 +28,14 @@ site:
 figures:
 	python docs/draw_figures.py
 
-# Run the embedded benchmark anew and keep its rows as the project's own. Commit first: rows name the commit.
+# Run the embedded benchmark again and keep its results as the project's own. Commit first: results name the commit.
 reference:
 	OODBENCH_STORE=$$(mktemp -d) oodbench run --results results/.reference --tracking-uri none
 	rm -rf results/reference/glyphs && mkdir -p results/reference
 	mv results/.reference/runs/glyphs results/reference/glyphs && rm -r results/.reference
 	python docs/generate.py
 
-# Train the embedded encoder anew, in two stages (docs/glyphs.md; about 35 minutes on two busy cores).
+# Train the embedded encoder again, in two stages (docs/glyphs.md; about 35 minutes on two busy cores).
 glyphs:
 	mkdir -p build
 	python -m tools.glyphs.train --output build/glyphs-stage1.safetensors --smooth 0 --steps 2400

@@ -148,15 +148,15 @@ def measured(encoder: OpenClip, model: Any, folder: Path, asked: argparse.Namesp
 
     parts = {"ours": lambda: trainer.step(next(steps)), "release": release.step, "tower": tower}
     found = side_by_side(parts, "ours", asked.rounds, time.process_time if on_cpu else clock)
-    note = "no decoding or augmentation in the release's"
+    note = "no decoding or augmentation in the released loop"
     if on_cpu:
         note = f"batch {batch} for 2048; {note}"
     what = f"CLIPN training, {ARCHITECTURE}" + ("" if on_cpu else f" {asked.precision}, batch {batch}")
     ours = found["release"].seconds / found["release"].median
     if not on_cpu:
-        note += f"; ours {batch / ours:,.0f} samples/s"
+        note += f"; oodbench {batch / ours:,.0f} samples/s"
     return [
-        row(f"samples/s of {what}", "release's loop", found["release"], ">= 3", note),
+        row(f"samples/s of {what}", "released loop", found["release"], ">= 3", note),
         row(f"step of {what}", '"no" tower forward and backward', found["tower"].inverse(), "", "with AdamW"),
     ]
 

@@ -42,7 +42,7 @@ def product_and_selection(features: Tensor, bank: Tensor) -> None:
 
 
 def knn(rounds: int, banks: list[int]) -> list[Row]:
-    """Measure KNN with growing banks, and its memory besides the bank."""
+    """Measure KNN with growing banks, and its memory in addition to the bank."""
     rows, features = [], unit(IMAGES, 0)
     for size in banks:
         bank = unit(size, 3)
@@ -60,7 +60,7 @@ def knn(rounds: int, banks: list[int]) -> list[Row]:
             name: scored,
         }
         ratio = side_by_side(parts, "product and selection", rounds)[name]
-        note = f"{memory:.0f} MiB besides the bank, {ratio.seconds:.2f} s"
+        note = f"{memory:.0f} MiB in addition to the bank, {ratio.seconds:.2f} s"
         rows.append(row(name, "product and selection", ratio, "<= 1.3", note))
     return rows
 

@@ -61,7 +61,7 @@ def ours(methods: Parts, features: Tensor, task: Task, states: Parts) -> None:
 
 
 def each_alone(features: Tensor, bank: Tensor) -> None:
-    """Compute a softmax or logsumexp over all logits for every method, as usually written."""
+    """Compute a softmax or logsumexp over all logits for every method: the naive implementation."""
     for part in chunks(features):
         (100 * part @ bank.T).softmax(-1).amax(-1)
         (100 * part @ bank.T).amax(-1)
@@ -70,7 +70,7 @@ def each_alone(features: Tensor, bank: Tensor) -> None:
 
 
 def released_neglabel(features: Tensor, bank: Tensor, words: Tensor) -> None:
-    """Compute all similarities at once and a softmax for each group, as usually written."""
+    """Compute all similarities at once and a softmax for each group: the naive implementation."""
     known, far = 100 * features @ bank.T, 100 * features @ words.T
     for group in torch.split(far, NEGATIVES // GROUPS, dim=1):
         torch.cat([known, group], dim=1).softmax(-1)[:, :CLASSES].sum(-1)
@@ -146,7 +146,7 @@ def main() -> None:
             {
                 "product and one exp": lambda: neglabel_floor(few, both),
                 "NegLabel": lambda: ours(neglabel, few, task, states),
-                "as usually written": lambda: released_neglabel(few, bank, words),
+                "naive implementation": lambda: released_neglabel(few, bank, words),
             },
             "product and one exp",
             {"NegLabel": "<= 1.25"},

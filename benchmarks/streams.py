@@ -133,7 +133,7 @@ def adaneg(task: Task, rounds: int) -> list[Row]:
         share = held / RELEASED
         note = (
             f"{held / 1e6:.1f} MB (at most 30): {state.negatives.nbytes / 1e6:.1f} of them the negative labels' text, "
-            f"which the released code has besides; {kept:,} of {len(features):,} images kept, by {len(sums):,} classes"
+            f"which the released code also has; {kept:,} of {len(features):,} images kept, by {len(sums):,} classes"
         )
         target = f"<= {30e6 / RELEASED:.3f}" if replacement == "never" else ""
         rows.append(Row(what, f"11 slots a class, {RELEASED / 1e6:.0f} MB", share, share, share, target, note))

@@ -80,12 +80,12 @@ def measure(encoder: OpenClip, images: int, slow: int, tokens: int) -> list[Row]
     faster = Ratio(found.median * each, found.low * each, found.high * each, found.seconds)
     ours = faster.seconds * each / faster.median
     counted = faster.median * ours / (ours + once)
-    base, what = "ours", f"ZOC released way, {images:,} images, {tokens:,} tokens"
+    what = f"ZOC's released code, {images:,} images, {tokens:,} tokens"
     note = f"untrained small decoder, glyphs text tower; {slow} images timed; scores equal to {gap:.0e}"
     whole = Ratio(counted, counted * faster.low / faster.median, counted * faster.high / faster.median, once)
     return [
-        row(what, f"{base}, prompts in the store", faster, ">= 20", note),
-        row(what, f"{base} and {len(state.names.strings):,} prompts encoded for it", whole, "", "once per encoder"),
+        row(what, "oodbench, stored prompts", faster, ">= 20", note),
+        row(what, f"oodbench, with {len(state.names.strings):,} prompts encoded for it", whole, "", "once per encoder"),
     ]
 
 

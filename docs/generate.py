@@ -82,7 +82,7 @@ def group_of(info: registry.MethodInfo) -> str:
 def methods() -> str:
     """One line per built-in method."""
     built_in = sorted(_built_in(), key=lambda info: GROUPS.index(info.card().group))
-    lines = ["| method | score | group | sees besides | paper |", "|---|---|---|---|---|"]
+    lines = ["| method | score | group | also sees | paper |", "|---|---|---|---|---|"]
     for info in built_in:
         seen = "; ".join(info.card().facts)
         lines.append(
@@ -99,12 +99,21 @@ def benchmarks() -> str:
     lines = ["| benchmark | ID | OOD | paper |", "|---|---|---|---|"]
     for family, (one, *more) in families.items():
         name = f"`{family}-1` ... `-{len(more) + 1}`" if more else f"`{family}`"
-        sets = ", ".join(catalogue.dataset(name).title + (f" ({group})" if group else "") for name, group in one.sets())
-        id_title = catalogue.dataset(one.id).title
-        if more:
-            id_title, sets = (re.sub(r" \(.*?\)|\[.*?\]", "", text) for text in (id_title, sets))
-        lines.append(row(name, id_title, sets, one.cite))
+        sets = ", ".join(_set(reference) + (f" ({group})" if group else "") for reference, group in one.sets())
+        lines.append(row(name, _set(one.id), sets, one.cite))
     return "\n".join(lines)
+
+
+def _set(reference: str) -> str:
+    """The title of a set; of a selection such as `cifar10[0 1 5-7]` the number of classes, not their list."""
+    one = catalogue.dataset(reference)
+    if "[" not in one.name:
+        return one.title
+    first, *others = one.keep
+    ranges = [text.partition("-") for text in (others if first == "!" else one.keep)]
+    number = sum(int(end) - int(start) + 1 if end else 1 for start, _, end in ranges)
+    chosen = "all other classes" if first == "!" else f"{number} classes"
+    return f"{catalogue.dataset(one.within).title} ({chosen})"
 
 
 def expected(*keys: str) -> str:
@@ -153,7 +162,7 @@ MARK = re.compile(r"(<!-- generated: (\w+)([^>]*) -->\n).*?(<!-- end -->)", re.D
 
 
 def generated(text: str) -> str:
-    """A page with its generated parts made anew."""
+    """A page with its generated parts written again."""
 
     def part(match: re.Match[str]) -> str:
         opening, name, arguments, closing = match.groups()

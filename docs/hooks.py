@@ -1,4 +1,4 @@
-"""What `mkdocs` does besides: a page for each method, pages from outside docs/, formulas, the version, and links."""
+"""Additional steps of `mkdocs`: a page for each method, pages from outside docs/, formulas, the version, and links."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["OODBENCH_CONFIG"] = str(ROOT / "docs")  # which holds no declarations of the user's own
 
 JOINED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-REPLACED = {"README.md": "index.md", **JOINED}  # index.md says what the README says, for who is there already
+REPLACED = {"README.md": "index.md", **JOINED}  # index.md says what the README says, for readers who are there already
 METHOD = re.compile(r"methods/([a-z]\w*)\.py")  # on the code host a method's page is its file
 MATHJAX = "javascripts/mathjax.js"
 SETTINGS = """<script>
@@ -30,7 +30,7 @@ MathJax = {
 
 
 def linked(text: str, *, inside: bool) -> str:
-    """Markdown with its links as the site needs them; `inside`: the page lies in docs/."""
+    """Markdown with its links as the site needs them; `inside`: the page is in docs/."""
 
     def moved(match: re.Match[str]) -> str:
         target, anchor = match[1], match[2] or ""

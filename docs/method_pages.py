@@ -95,7 +95,7 @@ def _formula(info: MethodInfo) -> Iterator[str]:
 def _access(info: MethodInfo) -> Iterator[str]:
     card = info.card()
     yield f"- Reads: {', '.join(READS[need] for need in info.needs)}."
-    yield f"- Besides class names and the image it sees: {'; '.join(card.facts) or 'nothing'}."
+    yield f"- In addition to class names and the image it sees: {'; '.join(card.facts) or 'nothing'}."
     yield f"- Group in tables: {group_of(info)} ([what groups mean](../reading-the-table.md))."
     yield f"- Groups of `--methods`: {', '.join(f'`{group}`' for group in registry.groups_of(info))}."
     if info.calibrated:

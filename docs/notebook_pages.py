@@ -1,4 +1,4 @@
-"""What `mkdocs` does with notebooks: each becomes a page, with its text as it is and its code in blocks."""
+"""A page of the site for each notebook, with its text as it is and its code in blocks."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,8 @@ USERS = {
     "Weights Pairs StreamMethod Access View Optimiser templates",
 }
 ABOUT = {
-    "oodbench": "What a script or notebook needs.",
-    "oodbench.report.api": "What `oodbench.report` returns.",
+    "oodbench": "The functions and classes for scripts and notebooks.",
+    "oodbench.report.api": "The return value of `oodbench.report`.",
     "oodbench.metrics": "Intervals and tests on scores per image: [what they mean](conventions.md#uncertainty).",
     "oodbench.method": "For authors of methods: [a tutorial](adding-a-method.md).",
 }
@@ -184,7 +185,7 @@ def _doc(node: ast.ClassDef | ast.FunctionDef) -> str:
     parts = re.split(r"(?m)^(Arguments|Returns|Raises):\n((?: {4}.*\n?|\n(?= {4}))+)", text)
     written = [_paragraph(part) for part in parts[0].strip().split("\n\n")]
     for heading, body, rest in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-        written += [f"**{heading}**", _paragraph(inspect.cleandoc(body))]
+        written += [f"**{heading}**", _paragraph(textwrap.dedent(body).strip())]
         written += [_paragraph(part) for part in rest.strip().split("\n\n") if part]
     return "\n\n".join(written)
 
@@ -201,7 +202,7 @@ def _paragraph(part: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Text that Markdown takes literally, code spans apart."""
+    """Text that Markdown takes literally, except code spans."""
     pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
     literal = (re.sub(r"(\b_|_\b|\*)", r"\\\1", piece.replace("<", "&lt;")) for piece in pieces)
     return "".join(piece if piece.startswith("`") else new for piece, new in zip(pieces, literal, strict=True))

@@ -56,7 +56,7 @@ def word_pieces(path: str) -> WordPieces:
     """Load the tokenizer of a folder; raise ValueError if it holds none."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"tokenizer: {path} is no folder; save a tokenizer there with its save_pretrained()")
+        raise ValueError(f"tokenizer: {path} is not a folder; save a tokenizer there with its save_pretrained()")
     try:
         return WordPieces(transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True), path)
     except (OSError, KeyError) as error:
@@ -73,8 +73,8 @@ class BertDecoder(Decoder):
         super().__init__()
         if shape.width % embedding:
             raise ValueError(
-                f"width={shape.width} is no multiple of the embedding's {embedding}: the embedding is repeated until "
-                f"it is as wide; name a width, such as {max(1, shape.width // embedding) * embedding}"
+                f"width={shape.width} is not a multiple of the embedding's {embedding}: the embedding is repeated "
+                f"until it is as wide; name a width, such as {max(1, shape.width // embedding) * embedding}"
             )
         self.start = start
         library = transformers()
@@ -99,7 +99,7 @@ class BertDecoder(Decoder):
         """
         folder = Path(path).expanduser()
         if not folder.is_dir():
-            raise ValueError(f"init: {path} is no folder; name one with config.json and the weights")
+            raise ValueError(f"init: {path} is not a folder; name one with config.json and the weights")
         try:
             encoder = transformers().BertGenerationEncoder.from_pretrained(folder, local_files_only=True)
             keys = self.bert.load_state_dict(encoder.state_dict(), strict=False)

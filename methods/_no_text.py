@@ -63,7 +63,7 @@ def translate(
     prompt = ours.pop("prompt_no", None)
     rest = {key: value for key, value in state.items() if not key.partition(".")[0].endswith("_no")}
     if not ours:
-        raise ValueError('it has no "no" tower (keys such as transformer_no.*): it is no checkpoint of CLIPN')
+        raise ValueError('it has no "no" tower (keys such as transformer_no.*): it is not a checkpoint of CLIPN')
     if learnable and prompt is None:
         raise ValueError("it is of the hand-crafted variant (no prompt_no); use --set clipn.prompt=handcrafted")
     if not learnable and prompt is not None:
@@ -104,7 +104,7 @@ def _compare(what: str, found: set[str], expected: set[str]) -> None:
     lacking, more = sorted(expected - found), sorted(found - expected)
     if lacking or more:
         parts = [f"{what} lack {lacking[0]} and {len(lacking) - 1} more"] if lacking else []
-        parts += [f"{what} have {more[0]} and {len(more) - 1} more that the encoder has not"] if more else []
+        parts += [f"{what} have {more[0]} and {len(more) - 1} more that the encoder does not have"] if more else []
         raise ValueError("; ".join(parts) + "; name the encoder it was trained for")
 
 

@@ -37,7 +37,7 @@ class ClassNames:
 
     def __init__(self, encoder: Encoder, classes: Sequence[str], vectors: int, ending: str, fewer: str) -> None:
         if len(classes) < 2:
-            raise UserError("a prompt is learnt by telling classes apart, and there is one")
+            raise UserError("a prompt is learnt by telling classes apart, and there is only one")
         self.tower = encoder.text_tower().eval().requires_grad_(False)
         if "context" not in inspect.signature(self.tower.forward).parameters:
             raise UserError(
@@ -166,7 +166,7 @@ class LearntPrompt(FewShotMethod[Tensor]):
         """Take the context of a released checkpoint; the embeddings of its class names are those of the text tower."""
         context = state.get("ctx")
         if context is None:
-            raise ValueError("it has no tensor `ctx`: it is no prompt learner of CoOp's, LoCoOp's or SCT's code")
+            raise ValueError("it has no tensor `ctx`: it is not a prompt learner of CoOp's, LoCoOp's or SCT's code")
         width = frozen["positional_embedding"].shape[-1]
         if context.shape[-1] != width:
             raise ValueError(f"its context has width {context.shape[-1]}, the encoder's text tower {width}")

@@ -22,7 +22,7 @@ class WordFolder:
     words        folder with the 27 released files, or with WordNet's data.noun and data.adj; or "release-wn30"
     nouns        prompt of nouns
     adjectives   prompt of adjectives
-    ignore_case  whether a word that is a class name but for its case is left out as well
+    ignore_case  whether a word that is a class name in another case is also left out
     """
 
     words: str

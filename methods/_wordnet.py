@@ -1,7 +1,7 @@
 """The nouns and adjectives that NegLabel and CSP mine: of the shipped list, the authors' files, or WordNet itself.
 
 WordNet keeps its synsets in lexicographer files (noun.plant, adj.all, ...). The authors took the first word of every
-synset of 27 of them: three of adjectives, 24 of nouns; noun.animal and noun.food are missing, verbs and adverbs too.
+synset of 27 of them: three of adjectives and 24 of nouns; noun.animal, noun.food, verbs and adverbs are missing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_words(path: str, exclude: Collection[str] = ()) -> Words:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ValueError(
-            f"words: {path} is no folder; name one with the released files (adj.all.txt, ...), or {OWN_LIST}"
+            f"words: {path} is not a folder; name one with the released files (adj.all.txt, ...), or {OWN_LIST}"
         )
     if (folder / "data.noun").is_file() and (folder / "data.adj").is_file():
         return distinct(from_database(folder), exclude)

@@ -61,9 +61,9 @@ class AdaNeg(StreamMethod[Memory]):
     prediction is the class of largest p(texts) + lam p(proxies), of softmaxes over classes and negative labels.
 
     The state of a stream is the vectors of the negative labels, 4 m d bytes (20.5 MB for 10,000 of width 512), a sum
-    for each class that keeps images, and with replacement=entropy these images, too: 2 KB each of width 512. The proxy
+    for each class that keeps images, and with replacement=entropy also these images: 2 KB each of width 512. The proxy
     of a class without images is its text. Sums of all 11,000 classes would be 22.5 MB; the released tensor has 11 slots
-    for every class, 248 MB, beside the text vectors.
+    for every class, 248 MB, in addition to the text vectors.
 
     There are 10,000 negative labels, of nouns and of adjectives in proportion, those whose cosine with the ID classes
     is smallest at the index 0.95 K of the ascending order, without class names in the same case; a word that is noun
@@ -77,7 +77,7 @@ class AdaNeg(StreamMethod[Memory]):
     one of the class replaces that image (:826-833); the entropy is of its softmax over its own side, the ID classes
     alone or all negative labels alone (:817, :846), -sum p log(p + 1e-8). In the released half precision log(0 + 1e-8)
     is -inf and the entropy NaN, so that nothing is ever replaced: replacement=never. Sample-adaptive proxies
-    (samada=True, :877) are off in the script's first run and not carried out here. Images are resized to 256 (bicubic)
+    (samada=True, :877) are off in the script's first run and not implemented here. Images are resized to 256 (bicubic)
     and cropped to 224, batches of 256.
 
     replacement    "entropy" or "never"
@@ -209,7 +209,7 @@ class AdaNeg(StreamMethod[Memory]):
         words = self._folder.read(task.classes)
         n = len(words.nouns) + len(words.adjectives)
         if n < self.num_negatives:
-            raise ValueError(f"num_negatives={self.num_negatives} of {n} words that are no class names; lower it")
+            raise ValueError(f"num_negatives={self.num_negatives} of {n} words that are not class names; lower it")
         vectors, index = self._folder.vectors(words, task), int(self.quantile * len(task.classes))
         similarity = similarities(
             vectors,

@@ -26,7 +26,7 @@ class Agents:
 
 @dataclass(frozen=True)
 class CMA(Method[Agents]):
-    """Largest softmax probability of the ID classes beside neutral prompts, the agents, as its logarithm.
+    """Largest softmax probability of the ID classes against neutral prompts (the agents), as its logarithm.
 
     The softmax is over the cosines with the K class names and M = K agents, divided by the temperature. There are five
     agents; the released code repeats them in turn until there are M. Of fewer than five, the first M are taken. The
@@ -81,7 +81,7 @@ class CMA(Method[Agents]):
         path = Path(self.agents).expanduser()
         if "|" not in self.agents and ("/" in self.agents or path.is_file()):
             if not path.is_file():
-                raise ValueError(f"agents: no file {path}; a single prompt with a / is written with | at its end")
+                raise ValueError(f"agents: no file {path}; if it is one prompt with a /, write | at its end")
             return read_lines(path, "agents")
         return [prompt.strip() for prompt in self.agents.split("|") if prompt.strip()]
 

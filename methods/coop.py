@@ -29,7 +29,7 @@ class CoOp(LearntPrompt):
     50; the default is 200 for all. It computes in half precision.
 
     Released code: its prompt "X X ... NAME." is tokenized whole; here room for the vectors is made after the start
-    token, which gives the same tokens. The name stands at the end, as in all released tables; the variants "middle" and
+    token, which gives the same tokens. The name is at the end, as in all released tables; the variants "middle" and
     "front" (trainers/coop.py, lines 136 to 177) are not offered.
 
     context         number of vectors

@@ -47,7 +47,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class CSP(Method[Negatives]):
-    """NegLabel's score with a pool in which each adjective stands before a superclass: "gooey landscape".
+    """NegLabel's score with a pool in which each adjective precedes a superclass: "gooey landscape".
 
     The score is the log-odds of S(x), as in `neglabel`. The pool is NegLabel's words without some lexicographer files;
     a superclass is drawn for each adjective. The embedding of a text is the mean of its embeddings under several
@@ -74,8 +74,8 @@ class CSP(Method[Negatives]):
     templates         prompts of ID names
     noun_templates    prompts of nouns
     adjective_templates  prompts of adjective phrases
-    average           "raw": embeddings are averaged over the prompts, then normalised; "normalised": they are
-                      normalised before, too
+    average           "raw": embeddings are averaged over the prompts, then normalised; "normalised": they are also
+                      normalised before
     exclude           lexicographer files that are left out
     superclasses      superclasses, one of which follows each adjective; () for adjectives alone
     draw              seed of the draw of superclasses
@@ -84,7 +84,7 @@ class CSP(Method[Negatives]):
     scale             factor on the cosines; None takes the encoder's own
     quantile          quantile of a word's cosines with the ID classes by which words are chosen
     share             fraction of the nouns, and of the phrases, that is chosen
-    groups            number of groups; 1 is no grouping
+    groups            number of groups; 1 means no grouping
     permutation       seed of the permutation that makes the groups
     """
 

@@ -37,8 +37,8 @@ class EOE(Method[Outliers]):
     """Largest softmax probability of the ID classes minus a fraction of the largest one of likely outlier names.
 
     The softmax is over the cosines, divided by the temperature, with the K class names and the L outlier names that a
-    language model wrote. The names are read from a file; no language model is asked. A list is written for far, near or
-    fine-grained OOD: a row knows which kind of OOD is tested, as its access card says.
+    language model wrote. The names are read from a file; no language model is queried. A list is written for far, near
+    or fine-grained OOD: the method then knows which kind of OOD is tested, which its access card states.
 
     Released code: it reads the names in lower case, once each, without those that are class names in any case. (The
     files repeat names: of 539 in the first list for far OOD, 215 differ.) For near OOD, it leaves out names that share
@@ -125,7 +125,7 @@ class EOE(Method[Outliers]):
         return {"nearest outlier names, cosines": [(state.names[k], float(cosines[k])) for k in order]}
 
     def _names(self, classes: Sequence[str]) -> list[str]:
-        """Return the outlier names of the file that are used beside these class names."""
+        """Return the outlier names of the file that are used with these class names."""
         names = [name.lower() for name in read_names(Path(self.words).expanduser())]
         if not self.duplicates:
             names = list(dict.fromkeys(names))
@@ -144,7 +144,7 @@ def read_names(path: Path) -> list[str]:
     try:
         found: Any = json.loads("\n".join(lines))
     except ValueError as error:
-        raise ValueError(f"words: {path} begins as JSON and is none: {error}") from error
+        raise ValueError(f"words: {path} looks like JSON but is not valid: {error}") from error
     lists = list(found.values()) if isinstance(found, dict) else [found]
     flat = [name for each in lists for name in (each if isinstance(each, list) else [each])]
     if not flat or not all(isinstance(name, str) and name.strip() for name in flat):

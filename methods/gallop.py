@@ -83,10 +83,10 @@ class GalLoP(FewShotMethod[LearntPrompts]):
 
     Of the g global prompts each training image sees one, drawn at random ("prompt dropout"). Each of the l local
     prompts has its own scale k_j: for each class the k_j patches nearest to it count. The activations of a patch are
-    what CLIP's last linear map P reads of it: 768 numbers of a ViT-B/16. Cosines are multiplied by the encoder's own
-    scale (100) in the loss. All prompts begin as the words `context_init`, the name follows without a full stop, and W
-    begins as the identity. The score is GL-MCM at temperature 1 with weight 1, of cosines averaged over the prompts;
-    all patches count. The class is that of the averaged global and top-k local cosines, added.
+    the input of CLIP's last linear map P: 768 numbers of a ViT-B/16. Cosines are multiplied by the encoder's own scale
+    (100) in the loss. All prompts begin as the words `context_init`, the name follows without a full stop, and W begins
+    as the identity. The score is GL-MCM at temperature 1 with weight 1, of cosines averaged over the prompts; all
+    patches count. The class is that of the averaged global and top-k local cosines, added.
 
     Released training: SGD 2e-3, momentum 0.9, weight decay 1e-2, batches of 128, 50 epochs, a cosine without warm-up
     that falls once an epoch, mixed precision (gallop/train.py, lines 231 to 239, scripts/run_imagenet.sh).
@@ -235,7 +235,7 @@ class GalLoP(FewShotMethod[LearntPrompts]):
         """Return the learnt tensors of a released checkpoint."""
         names = ("global_prompt", "local_prompts", "local_proj.linear.weight")
         if missing := [name for name in names if name not in state]:
-            raise ValueError(f"it has no tensor {missing[0]}: it is no checkpoint of GalLoP's code")
+            raise ValueError(f"it has no tensor {missing[0]}: it is not a checkpoint of GalLoP's code")
         resnet = frozen.get("visual.attnpool.c_proj.weight")
         sizes = (frozen["visual.proj"] if resnet is None else resnet.T).shape  # w, d
         width = state[names[2]].shape[-1]

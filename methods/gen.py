@@ -19,8 +19,8 @@ class GEN(Method[None]):
     are not normalised again over the largest; p and 1 - p are computed in float64, so that a confident softmax keeps
     its digits. The scale decides the result. With fewer than M classes all are summed.
 
-    Released code: pytorch-ood averages instead of summing, which ranks the same, clamps p to 1e-7, which does not, and
-    sums all classes by default.
+    Released code: pytorch-ood averages instead of summing, which gives the same ranking, clamps p to 1e-7, which does
+    not, and sums all classes by default.
 
     gamma      exponent
     top        M of the paper, which has 100 for ImageNet

@@ -53,7 +53,9 @@ class GLMCM(Method[None]):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
         if self.lam is not None and (self.lam < 0 or self.preset == "l-mcm"):
-            raise ValueError(f"lam={self.lam} must be at least 0, and preset=l-mcm, the local term alone, takes none")
+            raise ValueError(
+                f"lam={self.lam} must be at least 0, and cannot be set with preset=l-mcm, which has only the local term"
+            )
 
     def score(self, batch: Batch, task: Task, state: None) -> Float64[Tensor, " b"]:
         local_term = log_probability_of_patches(batch.patches, task.text(self.templates), self.temperature).exp()

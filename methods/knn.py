@@ -27,15 +27,15 @@ class Bank:
 class KNN(Method[Bank]):
     """Negative Euclidean distance to the k-th nearest calibration image, between embeddings of unit length.
 
-    The bank is all calibration images, without labels; the row says how many. The search is exact: all products, in
-    chunks of the bank, and the distance itself is computed from the difference in float64. Images whose products differ
-    by rounding (1e-7) may change places.
+    The bank is all calibration images, without labels; the result states their number. The search is exact: all
+    products, in chunks of the bank, and the distance itself is computed from the difference in float64. Images whose
+    products differ by rounding (1e-7) may change places.
 
     Memory: the bank takes n x d x 4 bytes (1.28 million x 512 is 2.6 GB, half of it with fp16), and each thread that
     scores takes 128 MB.
 
-    Released code: OpenOOD's faiss index gives squared distances, which rank the same, and adds 1e-10 to each coordinate
-    after normalising.
+    Released code: OpenOOD's faiss index gives squared distances, which give the same ranking, and adds 1e-10 to each
+    coordinate after normalising.
 
     k          50 is the default of OpenOOD, which sweeps 50 to 1000; the paper has 1000 for all of ImageNet, 10 for 1 %
     normalise  whether embeddings have unit length, as in the paper; otherwise they are as the encoder gives them

@@ -82,7 +82,7 @@ class LinearProbe(Method[Tensor]):
         z, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         check_classes(task, labels.bincount(minlength=len(task.classes)))
         if len(task.classes) < 2:
-            raise UserError("a linear probe tells classes apart, and there is one")
+            raise UserError("a linear probe tells classes apart, and there is only one")
         probe = LogisticRegression(C=self.C, max_iter=self.max_iter)
         with threadpool_limits(1), warnings.catch_warnings(action="ignore"):  # what it warns of is said below
             probe.fit(z.cpu().numpy(), labels.cpu().numpy())

@@ -26,9 +26,9 @@ class LoCoOp(LearntPrompt):
     cheaper); crops without the class add to the set of patches (trainers/locoop.py,
     configs/trainers/LoCoOp/vit_b16_ep50.yaml).
 
-    Released code: it agrees with the paper but for a constant in the logarithm (eps). The paper's K = 200 on ImageNet
-    is a fifth of the classes; with 200 classes or fewer a fixed 200 would select nothing. The weight of GL-MCM's local
-    term is 1 (trainers/locoop.py, line 427; GL-MCM's own paper has 0.5 for ImageNet).
+    Released code: it agrees with the paper except for a constant in the logarithm (eps). The paper's K = 200 on
+    ImageNet is a fifth of the classes; with 200 classes or fewer a fixed 200 would select nothing. The weight of
+    GL-MCM's local term is 1 (trainers/locoop.py, line 427; GL-MCM's own paper has 0.5 for ImageNet).
 
     context         number of vectors
     context_init    words that the vectors begin as; "" draws them from N(0, 0.02)

@@ -68,7 +68,7 @@ class NegLabel(Method[Negatives]):
     quantile       1 - eta of the paper
     share          fraction of the nouns, and of the adjectives, that is kept; not used with num_negatives or
                    preset=clean
-    groups         number of groups, 100 in the paper; 1 is no grouping
+    groups         number of groups, 100 in the paper; 1 means no grouping
     num_negatives  M, split between nouns and adjectives in proportion; None takes `share` (release) or 10,000 (clean)
     permutation    seed of the permutation
     """

@@ -31,13 +31,15 @@ class NegRefine(CSP):
     """CSP's score on words that a language model has filtered, plus the score of pairs of a class and a negative word.
 
     The second score compares the text "p and n" with n alone, for the 5 nearest classes p and the 5 nearest negative
-    words n. It is high for an image that shows a class besides a negative word. The score of the method is the log-odds
-    of the weighted sum u, which gives the same ranking as u and does not tie where both terms are 1.
+    words n. It is high for an image that shows a class together with a negative word. The score of the method is the
+    log-odds of the weighted sum u, which gives the same ranking as u and does not tie where both terms are 1.
 
     Pairs are put into the prompts of nouns and encoded when an image asks for them, up to 25 texts of 8 prompts each. A
     pair is encoded once and kept in memory (Task.encode); on a CPU this decides the time of a run.
 
-    Without words=FOLDER the words are CSP's, not filtered, which is the paper's ablation with the second score alone.
+    Only with words=FOLDER are the words those that a language model filtered. Without it they are CSP's, not filtered,
+    which is the paper's ablation with the second score alone. The access card states words of a language model in both
+    cases, because a card does not depend on hyper-parameters.
 
     Released code: the filter asked a language model (Qwen2.5-14B-Instruct) whether a word is a proper noun, or a
     subcategory of one of the ten class names nearest to it. `oodbench get words negrefine` gets its result for

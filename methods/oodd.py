@@ -43,11 +43,11 @@ class OODD(StreamMethod[Dictionary | None]):
     it is scored, so that an image in it is its own nearest neighbour. While fewer than k images are queued, the
     smallest cosine counts. Of equal scores the earlier image stays; in the released code a heap decides.
 
-    The queue must be short beside the stream: the paper has 2,048 of some 60,000 images. A stream that is no longer
-    than `queue` is held whole, ID images too, and these score lowest, as they have more neighbours: for the few
-    thousand images of glyphs write oodd[queue=64].
+    The queue must be short compared with the stream: the paper has 2,048 of some 60,000 images. A stream that is not
+    longer than `queue` is kept completely, including its ID images, and these have the lowest scores, because they have
+    more neighbours: for the few thousand images of glyphs write oodd[queue=64].
 
-    The scale of the base score decides how much it counts beside the cosines. The released code subtracts cosines from
+    The scale of the base score decides how much it counts against the cosines. The released code subtracts cosines from
     the largest probability of MCM, which spreads over 0.001, and from NegLabel's S, which spreads over 1; `transform`
     makes these of the logarithm and the log-odds that oodbench stores.
 
@@ -62,7 +62,7 @@ class OODD(StreamMethod[Dictionary | None]):
     transform  what is made of a base score s: "exp" or "sigmoid" of it, "cosine" (1 - s^2 / 2, of a distance s between
                unit vectors) or "none"; "paper" is exp for methods that store the logarithm of a probability (mcm, msp,
                cover, cma, coop, tip_adapter, linear_probe), sigmoid for log-odds (neglabel, csp, clipn), cosine for
-               knn, and none for others; locoop and sct with rule=mcm store logarithms, too: transform=exp
+               knn, and none for others; locoop and sct with rule=mcm also store logarithms: write transform=exp
     queue      size of the dictionary
     k          which nearest neighbour of the dictionary counts
     """

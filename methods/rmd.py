@@ -23,7 +23,8 @@ class RMD(Method[tuple[Gaussians, Gaussians]]):
     images, in float64. A class without images is an error. If a covariance is singular, its pseudo-inverse is used and
     a warning says so.
 
-    Released code: pytorch-ood divides neither covariance, which ranks the same, and adds 1e-6 to their diagonals.
+    Released code: pytorch-ood divides neither covariance, which gives the same ranking, and adds 1e-6 to their
+    diagonals.
 
     normalise  whether z has unit length; otherwise it is as the encoder gives it, as OpenOOD takes a classifier's
                features

@@ -18,12 +18,12 @@ from .locoop import LoCoOp
 class SCT(LoCoOp):
     """LoCoOp whose two terms are weighted by how sure the model is of each image's class.
 
-    An uncertain image teaches the classes; a certain one gives the patches from which OOD is learnt.
+    Uncertain images weigh more in the cross-entropy, and confident images in the OOD regularisation.
 
     Released training: as LoCoOp's, with 25 epochs (configs/trainers/LoCoOp/vit_b16_ep25.yaml).
 
     Released code: as here, the gradient passes through both weights (trainers/sct.py, lines 28 to 41 and 318 to 325);
-    it adds 1e-7 to each of them, which float32 does not resolve beside a loss. Its script scores by GL-MCM and MCM as
+    it adds 1e-7 to each of them, which float32 does not resolve next to a loss. Its script scores by GL-MCM and MCM as
     LoCoOp's does.
 
     lam   lambda: 0.25 in the README; scripts/sct/train.sh tries 0.2 to 0.4

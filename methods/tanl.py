@@ -64,7 +64,7 @@ class TANL(StreamMethod[Activated]):
 
     A batch is scored with the words of the queues. A threshold t divides all scores so far (the grid point of least
     within-class variance); images with S > t + gap (1 - t) are admitted as ID, those with S < t - gap t as OOD. The
-    words are chosen anew by alpha times the mean of the queue plus 1 - alpha times the mean of the batch's admitted
+    words are chosen again by alpha times the mean of the queue plus 1 - alpha times the mean of the batch's admitted
     images (the queue's alone if there are none), and the batch is scored again, so that an image may have chosen the
     words that score it. Then the queues are filled. P begins with the activations by the class names' texts, N by 15
     images of noise; the history of scores begins with those of both. If there are fewer class names than `queue`, all
@@ -79,12 +79,11 @@ class TANL(StreamMethod[Activated]):
     network openood/networks/clip_fixed_ood_prompt.py. Prompts "The nice {}." of class names and nouns (:416), "This is
     a {} photo." of adjectives (:646), scale exp(logit_scale) = 100 (:750); images resized to 256 (bicubic), cropped to
     224 (configs/datasets/imagenet/imagenet_traditional_four_ood.yml:4-8), half precision, batches of 256. The 27
-    released files have 69,554 words that are no ImageNet names in the same case; a word that is noun and adjective is a
-    noun (clip_for_wordnet_prepare.py:116-125). Noise (:735-746): three images each of normal, uniform, Poisson (rate
+    released files have 69,554 words that are not ImageNet names in the same case; a word that is noun and adjective is
+    a noun (clip_for_wordnet_prepare.py:116-125). Noise (:735-746): three images each of normal, uniform, Poisson (rate
     5), gamma (shape 2, rate 1) and salt-and-pepper noise (half of the values 1, the others 0); the first, third and
-    fourth kind are brought to [0, 1] by their extremes over the three images, and all go into the tower as they are,
-    without CLIP's mean and deviation. The released setup() returns at its first line; what follows it would read OOD
-    images.
+    fourth kind are min-max scaled to [0, 1] over the three images, and all go into the tower as they are, without
+    CLIP's mean and deviation. The released setup() returns at its first line; what follows it would read OOD images.
 
     Released code: the paper has alpha 0.95 and gap 0.2. The released script (scripts/ood/TANL/official.sh:14-32) has
     alpha 0 and gap 0.5, and loops over gamma = 2, 1, 0: every second of the M terms, every one (S_aa), or the last, a
@@ -159,7 +158,7 @@ class TANL(StreamMethod[Activated]):
         return Activated(words, positives, negatives, self._odds(both, words, difference, task).sigmoid())
 
     def step(self, batch: Batch, task: Task, state: Activated) -> tuple[Float64[Tensor, " b"], Activated]:
-        """Score, admit, choose the words anew and score again; then fill the queues."""
+        """Score, admit, choose the words again and score again; then fill the queues."""
         features, words, positives, negatives = batch.features, state.words, state.positives, state.negatives
         p, n = positives.mean(), negatives.mean()
         first = self._odds(features, words, n - p, task).sigmoid()
@@ -204,8 +203,8 @@ class TANL(StreamMethod[Activated]):
             return encoder.pixels(images)
         if mean is None:
             raise UserError(
-                "tanl: noise=raw needs the mean that the encoder subtracts from pixels, which an encoder of one's own "
-                "may leave out: give it `mean`, [3 1 1], or run it with --methods 'tanl[noise=normalised]'"
+                "tanl: noise=raw needs the mean that the encoder subtracts from pixels, which a plugin encoder may "
+                "lack: give it `mean`, [3 1 1], or run it with --methods 'tanl[noise=normalised]'"
             )
         return encoder.pixels(images * encoder.std + mean)  # pixels() subtracts the mean and divides by std
 

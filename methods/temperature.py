@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 START, RATE, STEPS = 1.5, 0.01, 50  # of the released optimisation
 FLAT, SMALL = 1e-7, 1e-9  # it stops at a smaller gradient, or a smaller step or change of the loss
-RANGE = (1e-4, 1e4)  # in which the minimum is sought
+RANGE = (1e-4, 1e4)  # in which the minimum is searched for
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class TemperatureScaling(Method[float]):
     """MSP or Energy of logits / T; T is fitted to the labels' negative log-likelihood on the calibration images.
 
     T divides the scaled cosines and is thus a second scale: MSP with scale s / T is the same score. ID accuracy does
-    not change. The logits of the calibration images are kept while T is sought: images x classes x 4 bytes.
+    not change. The logits of the calibration images are kept while T is fitted: images x classes x 4 bytes.
 
-    Released code: it, OpenOOD and pytorch-ood take 50 steps of L-BFGS with rate 0.01 from T = 1.5 (pytorch-ood from 1),
-    which go less than half of the way to the minimum: the default, which is not the arg min of the formula. They
-    calibrate on validation images; here it is the calibration images.
+    Released code: the authors' code, OpenOOD and pytorch-ood take 50 steps of L-BFGS with rate 0.01 from T = 1.5
+    (pytorch-ood from 1), which go less than half of the way to the minimum: the default, which is not the arg min of
+    the formula. They calibrate on validation images; here it is the calibration images.
 
     preset     "release" takes these 50 steps, "paper" finds the minimum itself
     base       the score: "msp" as in OpenOOD, as its logarithm, or "energy", T * logsumexp(logits / T)

@@ -1,4 +1,4 @@
-"""Tip-Adapter: similarities to a few labelled images beside text (Zhang et al., ECCV 2022, arXiv:2207.09519)."""
+"""Tip-Adapter: similarities to labelled images, added to the logits (Zhang et al., ECCV 2022, arXiv:2207.09519)."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class ViM(Method[Virtual]):
     first `dim` eigenvectors of their covariance, which is not centred, in float64. The factor alpha makes virtual
     logits as large as the largest logits on the calibration images; no labels are read. W is the scaled class vectors
     and has no bias, so that the paper's origin u = -W^+ b is 0. Nothing is clipped. The paper's score is the softmax
-    probability of the virtual logit beside the others; this one is its log-odds with the sign reversed.
+    probability of the virtual logit among all logits; this one is its log-odds with the sign reversed.
 
     dim        dimensions of the principal space, below the embedding's; None is 256, the default of OpenOOD, or half of
                an embedding below 512 as in the authors' code (the paper's 512 and 1000 are for widths 768 and 2048)

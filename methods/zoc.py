@@ -49,7 +49,7 @@ class ZOC(TrainedMethod[TrainedCaptioner]):
     of the image. They include word pieces and punctuation, but no repetitions and no seen (ID) class names. The score
     is the log-odds of the probability of the seen classes; it gives the same ranking as the paper's probability of the
     candidates, with the sign reversed, and confident images do not tie. Each token's prompt is encoded once, not once
-    per image. An image without a candidate scores as if it had a single one of cosine -1, which is above all other
+    per image. An image without a candidate scores as if it had one candidate of cosine -1, which is above all other
     scores.
 
     Released code: its deviations from the paper are switches; None takes the value of `preset`. At test time its
@@ -145,7 +145,9 @@ class ZOC(TrainedMethod[TrainedCaptioner]):
             excluded |= {"", *(self._string(token, encoder) for token in self._specials(encoder))}
         names = candidate_names(strings, excluded, self.templates, task)
         if names is None:
-            raise ValueError("the decoder knows no name besides the class names: train it on captions of other things")
+            raise ValueError(
+                "the decoder knows no name other than the class names: train it on captions of other things"
+            )
         return TrainedCaptioner(decoder, output, names)
 
     def score(self, batch: Batch, task: Task, state: TrainedCaptioner) -> Float[Tensor, " b"]:

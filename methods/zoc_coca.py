@@ -65,7 +65,7 @@ class ZOCCoCa(Method[Names]):
             excluded |= {"", *(encoder.detokenize(token).strip() for token in start_and_end(encoder))}
         names = candidate_names(strings, excluded, self.templates, task)
         if names is None:
-            raise ValueError("the encoder's vocabulary has no name besides the class names")
+            raise ValueError("the encoder's vocabulary has no name other than the class names")
         return names
 
     def score(self, batch: Batch, task: Task, state: Names) -> Float[Tensor, " b"]:

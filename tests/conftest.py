@@ -109,7 +109,7 @@ def cli() -> Cli:
             mock.patch.object(loggers[0], "handlers", []),
             warnings.catch_warnings(),
         ):
-            warnings.resetwarnings()  # as in a process of its own, where a warning of a library is no error
+            warnings.resetwarnings()  # as in a process of its own, where a warning of a library is not an error
             for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
                 warnings.simplefilter("ignore", category)
             os.chdir(cwd or before)
@@ -149,7 +149,7 @@ def new_store() -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the checkout; skips when it is absent."""
+    """The folder of real data next to the checkout; skips when it is absent."""
     if not SHARED.is_dir():
         pytest.skip("the real data in ../shared is not there")
     return SHARED

@@ -1,6 +1,7 @@
 """A pytest plugin: with -m "not slow", a test fails when it takes over LIMIT seconds of CPU time, and NOISE.
 
-A run of all tests has no limit: other processes work beside it, and a correct program would fail by its time alone.
+A run of all tests has no limit: other processes run at the same time, and a correct program would fail by its time
+alone.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Optimiser:
         kind          "adamw" or "sgd", which reads neither betas nor eps
         momentum      of SGD
         warmup_lr     learning rate throughout the warm-up; None rises linearly to `lr`
-        warmup_epochs epochs of warm-up, instead of `warmup` steps
+        warmup_epochs  epochs of warm-up, instead of `warmup` steps
         per_epoch     whether the cosine changes once an epoch, as in Dassl (CoOp, LoCoOp): the e-th epoch after the
                       warm-up, from 0, has lr * (1 + cos(pi * e / E)) / 2, where E is the number of all epochs
     Raises:

@@ -168,12 +168,11 @@ class Settings:
     """How intervals and tests are computed.
 
     Arguments:
-
-    at95        rule of both FPR95s: "first", "nearest" or "interpolate"
-    aupr        rule of both AUPRs: "average_precision" or "trapezoid"
-    replicates  number of bootstrap resamples; with 0, only AUROC has intervals and tests
-    level       probability that an interval covers the true value
-    seed        seed of the resamples; the same seed gives the same intervals
+        at95        rule of both FPR95s: "first", "nearest" or "interpolate"
+        aupr        rule of both AUPRs: "average_precision" or "trapezoid"
+        replicates  number of bootstrap resamples; with 0, only AUROC has intervals and tests
+        level       probability that an interval covers the true value
+        seed        seed of the resamples; the same seed gives the same intervals
     """
 
     at95: str = "first"

@@ -103,10 +103,9 @@ class Scores:
     """One method's scores of the ID set and of each OOD set; a higher score means more in-distribution.
 
     Arguments:
-
-    id      [n_id], in the order of the image list
-    ood     name of each OOD set -> its scores [n_ood], in the order of the image list
-    groups  name of an OOD set -> its group ("near", "far"), for the sets that have one
+        id      [n_id], in the order of the image list
+        ood     name of each OOD set -> its scores [n_ood], in the order of the image list
+        groups  name of an OOD set -> its group ("near", "far"), for the sets that have one
     """
 
     id: NDArray[Any]
@@ -239,13 +238,12 @@ def auroc_variance(id: NDArray[Any], ood: NDArray[Any]) -> float:
     """Estimate the variance of an AUROC by DeLong's method.
 
     Arguments:
-
-    id   scores [n_id] of ID images; a higher score means more in-distribution
-    ood  scores [n_ood] of OOD images
-
-    Returns: the variance of the AUROC as a fraction; NaN when a side has only one image.
-
-    Raises: UserError for no scores, NaN, or anything but real numbers of one dimension.
+        id   scores [n_id] of ID images; a higher score means more in-distribution
+        ood  scores [n_ood] of OOD images
+    Returns:
+        The variance of the AUROC as a fraction; NaN when a side has only one image.
+    Raises:
+        UserError  for no scores, NaN, or anything but real numbers of one dimension
     """
     return placements(pair(side(id, "ID"), side(ood, "OOD"))).variance
 
@@ -253,20 +251,19 @@ def auroc_variance(id: NDArray[Any], ood: NDArray[Any]) -> float:
 def auroc_interval(id: NDArray[Any], ood: NDArray[Any], level: float = 0.95, scale: str = "logit") -> Interval:
     """Compute a confidence interval of an AUROC by DeLong's method.
 
-    Arguments:
-
-    id     scores [n_id] of ID images; a higher score means more in-distribution
-    ood    scores [n_ood] of OOD images
-    level  probability that the interval covers the true AUROC
-    scale  "logit": symmetric on the scale of log(a / (1 - a)), which stays within 0 and 1; "plain": AUROC plus and
-           minus a multiple of its standard error, clipped to 0 and 1
-
     With perfect separation (AUROC = 1), and wherever fewer than 5 images are misplaced, DeLong's variance is too small,
     so the "logit" interval is at least as wide as a score interval with the variance of logistic scores.
 
-    Returns: the lower and the upper end, as fractions.
-
-    Raises: UserError for scores as in `auroc_variance`, an unknown scale, and a level that is not between 0 and 1.
+    Arguments:
+        id     scores [n_id] of ID images; a higher score means more in-distribution
+        ood    scores [n_ood] of OOD images
+        level  probability that the interval covers the true AUROC
+        scale  "logit": symmetric on the scale of log(a / (1 - a)), which stays within 0 and 1; "plain": AUROC plus and
+               minus a multiple of its standard error, clipped to 0 and 1
+    Returns:
+        The lower and the upper end, as fractions.
+    Raises:
+        UserError  for scores as in `auroc_variance`, an unknown scale, and a level that is not between 0 and 1
     """
     return interval(placements(pair(side(id, "ID"), side(ood, "OOD"))), level, scale)
 

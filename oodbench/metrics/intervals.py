@@ -188,14 +188,13 @@ def intervals(scores: Scores, settings: Settings | None = None, what: str = "sco
     """Compute confidence intervals of every metric on every OOD set, and of the means over sets.
 
     Arguments:
-
-    scores    one method's scores per image
-    settings  conventions, replicates, level and seed; the defaults when None
-    what      name of the scores in error messages
-
-    Returns: the intervals; only AUROC has one when `settings.replicates` is 0.
-
-    Raises: UserError for scores that are empty or NaN, no OOD set, and settings out of range.
+        scores    one method's scores per image
+        settings  conventions, replicates, level and seed; the defaults when None
+        what      name of the scores in error messages
+    Returns:
+        The intervals; only AUROC has one when `settings.replicates` is 0.
+    Raises:
+        UserError  for scores that are empty or NaN, no OOD set, and settings out of range
     """
     settings = settings or Settings()
     check(settings)

@@ -57,14 +57,13 @@ def compare(a: Scores, b: Scores, metric: str = "auroc", settings: Settings | No
     """Test whether two methods differ on the same images: by DeLong for AUROC, by the paired bootstrap for the others.
 
     Arguments:
-
-    a, b      scores of the two methods, of the same images in the same order
-    metric    "auroc", "fpr95", "fpr95_ood", "aupr_in" or "aupr_out"
-    settings  conventions, replicates and seed; the defaults when None
-
-    Returns: the differences a - b, with p values that are not adjusted for several tests (see `holm`).
-
-    Raises: UserError when sets or numbers of images differ, and for unknown metrics and settings out of range.
+        a, b      scores of the two methods, of the same images in the same order
+        metric    "auroc", "fpr95", "fpr95_ood", "aupr_in" or "aupr_out"
+        settings  conventions, replicates and seed; the defaults when None
+    Returns:
+        The differences a - b, with p values that are not adjusted for several tests (see `holm`).
+    Raises:
+        UserError  when sets or numbers of images differ, and for unknown metrics and settings out of range
     """
     table = _Comparison({"a": a, "b": b}, (metric,), settings or Settings())
     return Differences(
@@ -81,19 +80,18 @@ def indistinguishable(
 ) -> Marks:
     """Find, for every OOD set, mean and metric, the methods that do not differ significantly from the best one.
 
-    Arguments:
-
-    methods   name of each method -> its scores, all of the same images in the same order
-    settings  conventions, replicates and seed; the defaults when None
-    metrics   metrics to test
-    alpha     maximum probability of leaving out a method that is as good as the best one
-
     The best method is tested against every other one (see `compare`). As it was chosen on the same images, each p value
     is corrected for all pairs that could have been tested (Bonferroni): k (k - 1) / 2 for k methods.
 
-    Returns: the methods, the best one included.
-
-    Raises: UserError when sets or numbers of images differ, and for unknown metrics and settings out of range.
+    Arguments:
+        methods   name of each method -> its scores, all of the same images in the same order
+        settings  conventions, replicates and seed; the defaults when None
+        metrics   metrics to test
+        alpha     maximum probability of leaving out a method that is as good as the best one
+    Returns:
+        The methods, the best one included.
+    Raises:
+        UserError  when sets or numbers of images differ, and for unknown metrics and settings out of range
     """
     labels = list(methods)
     if not labels:
@@ -122,10 +120,9 @@ def holm(p: Sequence[float]) -> list[float]:
     """Adjust p values for several tests by the method of S. Holm (1979).
 
     Arguments:
-
-    p  p values of the tests
-
-    Returns: the adjusted p values in the same order; reject the tests whose value is at most alpha.
+        p  p values of the tests
+    Returns:
+        The adjusted p values in the same order; reject the tests whose value is at most alpha.
     """
     adjusted = [1.0] * len(p)
     least = 0.0

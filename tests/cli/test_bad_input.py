@@ -255,7 +255,7 @@ def test_verbose_shows_the_traceback(place: Path, process: Cli) -> None:
     assert done.returncode != 0 and "Traceback" in done.stderr and "no method 'mcmm'" in done.stderr
 
 
-# What is no error
+# What is not an error
 
 
 def planned(place: Path, **options: object) -> RunRequest:

@@ -42,7 +42,7 @@ def call(*arguments: str | Path) -> Result:
 
 
 def refused(*arguments: str | Path) -> str:
-    """The single line of a command's error."""
+    """The only line of a command's error."""
     done = call(*arguments)
     assert isinstance(done.exception, SystemExit), done.exception
     lines = [line for line in done.stderr.split("\n")[:-1] if not line.startswith("  ")]

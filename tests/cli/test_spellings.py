@@ -16,7 +16,7 @@ from oodbench.cli.options import RENAMED as OPTIONS
 from oodbench.cli.options import RENAMED_COMMANDS as COMMANDS
 from oodbench.errors import UserError
 
-# What each command needs besides the option; {} is where the option stands.
+# What each command needs in addition to the option; {} marks the place of the option.
 WORDS = {
     "run": "run --methods mcm {} --limit 5",
     "train": "train clipn {} --steps 2",

@@ -52,7 +52,7 @@ def test_a_benchmark_is_complete(name: str) -> None:
     sets = [one.id, *(n for n, _ in one.sets()), *([one.calibration] if one.calibration else [])]
     assert one.title and one.cite and len(sets) > 1 and len(set(sets)) == len(sets)
     assert all(dataset(n).title for n in sets)
-    assert not (one.ood and (one.near or one.far)), "told apart, or not"
+    assert not (one.ood and (one.near or one.far)), "distinguished, or not"
     assert name not in datasets() or one.id == name, "a name means one thing"
 
 

@@ -221,7 +221,7 @@ def test_folders_in_an_archive_and_list_files(server: FileServer, declare: Calla
     near = pets(name="near", loader="list", path="large", list="lists/ninco.txt", count=2, archives=(images, lists))
     part = pets(name="some", loader="part", path="large", within="near", keep=("a",), archives=())
     declare(near, part)
-    summary = get(["some"], tmp_path, QUICK)  # the set that it is a part of is fetched, too
+    summary = get(["some"], tmp_path, QUICK)  # the set that it is a part of is also fetched
     assert {o.name: o.state for o in summary.outcomes}["near"] == "ready", summary.text()
     assert files(tmp_path) == {
         "large/ninco/a/1.png", "large/ninco/b/2.png", "lists/ninco.txt", "large/.ninco.oodbench.json"
@@ -246,7 +246,7 @@ def test_without_a_digest_the_first_one_is_recorded(
     sha256 = hashlib.sha256(server.content).hexdigest()
     assert json.loads(record.read_text())["sha256"] == sha256
     assert f"no digest is declared; its sha256 is recorded in {record}" in first.text()
-    assert f"sha256 {sha256[:12]}" in get(["pets"], tmp_path, QUICK).text()  # reported for existing sets, too
+    assert f"sha256 {sha256[:12]}" in get(["pets"], tmp_path, QUICK).text()  # also reported for existing sets
     (finding,) = archive_findings(one, tmp_path)
     assert (finding.level, finding.kind) == ("note", "archive") and sha256 in finding.message
     images = load_images(one, LoadOptions(tmp_path, Store(tmp_path / "store")), labelled=False)
@@ -696,10 +696,10 @@ def test_the_command(cli: Any, declare: Callable[..., None], tmp_path: Path) -> 
     declare(pets(count=2, archives=(Archive(url="http://127.0.0.1:9/pets.tgz"),)))
     (tmp_path / "pets.tgz").write_bytes(packed("1.png", "2.png"))
     data = ("--data", tmp_path / "data")
-    by_hand = cli("datasets", "get", "glyphs", "imagenet1k-train", *data)
-    assert by_hand.returncode == 3
-    assert "embedded" in by_hand.stdout and "1 of 2 sets are ready" not in by_hand.stdout.splitlines()[0]
-    assert f"it belongs at {tmp_path}/data/imagenet1k/train, 1,281,167 images" in by_hand.stdout
+    manual = cli("datasets", "get", "glyphs", "imagenet1k-train", *data)
+    assert manual.returncode == 3
+    assert "embedded" in manual.stdout and "1 of 2 sets are ready" not in manual.stdout.splitlines()[0]
+    assert f"it belongs at {tmp_path}/data/imagenet1k/train, 1,281,167 images" in manual.stdout
     done = cli("datasets", "get", "pets", "--from", tmp_path / "pets.tgz", *data)
     assert done.returncode == 0 and "1 of 1 sets are ready" in done.stdout
     assert cli("datasets", "get", "glyphs", *data).returncode == 0

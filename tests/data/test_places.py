@@ -188,7 +188,7 @@ def test_the_first_of_several_places_is_used_and_the_others_are_reported(tmp_pat
     assert found.names == ("a.jpg",) and found.folder == tmp_path / "SUN/images"
     (remark,) = found.remarks
     assert str(tmp_path / "ood_data/SUN/images") in remark.message and "not used" in remark.message
-    assert str(tmp_path / "SUN,") not in remark.message, "a folder above is no other place"
+    assert str(tmp_path / "SUN,") not in remark.message, "a folder above is not another place"
     shutil.rmtree(tmp_path / "ood_data/SUN")
     (tmp_path / "ood_data/SUN").symlink_to(tmp_path / "SUN")
     assert not listed("sun", tmp_path).remarks, "nor is a link"

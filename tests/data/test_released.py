@@ -79,7 +79,7 @@ def test_without_gdown_manual_steps_are_printed(tmp_path: Path, cli: Cli, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_by_hand_is_checked_copied_and_recorded(tmp_path: Path, cli: Cli) -> None:
+def test_a_file_that_the_user_got_is_checked_copied_and_recorded(tmp_path: Path, cli: Cli) -> None:
     file, page = tmp_path / "CLIPN_ATD_Repeat1_epoch_10.pt", tmp_path / "page.pt"
     file.write_bytes(CHECKPOINT)
     page.write_bytes(b"\n<!DOCTYPE html><title>Google Drive - Quota exceeded</title>")

@@ -76,7 +76,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stored(out: Path, method: str, dataset: str) -> pd.DataFrame:
-    """The per-image scores beside a row."""
+    """The scores per image that are next to a result."""
     (path,) = [p for p in out.rglob("*.parquet") if p.stem.split("-")[0] == method]
     table = pd.read_parquet(path)
     return table[table["dataset"] == dataset]

@@ -99,7 +99,7 @@ def test_new_images_are_accepted_although_the_method_has_memorised_its_own(metho
     kept = int((one.predict(images_of("glyphs", 120)) == 1).sum())
     low, high = bounds(held_out(one), 120)
     assert held_out(one) == 32 and low <= kept <= high
-    assert (one.predict(images_of("glyphs-train", 128)) == 1).mean() > 0.95, "fitted images are accepted, too"
+    assert (one.predict(images_of("glyphs-train", 128)) == 1).mean() > 0.95, "fitted images are also accepted"
 
 
 @pytest.mark.slow
@@ -194,8 +194,8 @@ def test_validation_images_set_the_threshold(learners: list[Path]) -> None:
     one = Detector("one_nn", classes=NAMES, plugins=learners).fit(train, validation=other)
     scores = np.sort(one.score_samples(other))
     assert one.threshold_ == scores[120 - 115] and held_out(one) == 120  # 115 / 121 >= .95 > 114 / 121
-    by_hand = Detector("one_nn", classes=NAMES, plugins=learners, threshold=-1.0).fit(train)
-    assert (by_hand.score_samples(new) == one.score_samples(new)).all(), "all images were learnt from"
+    given = Detector("one_nn", classes=NAMES, plugins=learners, threshold=-1.0).fit(train)
+    assert (given.score_samples(new) == one.score_samples(new)).all(), "all images were learnt from"
     rank = Detector("one_nn", classes=NAMES, plugins=learners, tpr=None).fit(train)
     assert rank.threshold_ is None and (rank.score_samples(new) == one.score_samples(new)).all()
     plain = Detector("mcm", classes=NAMES).fit(train, validation=other)

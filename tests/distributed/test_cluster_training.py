@@ -151,7 +151,7 @@ def test_a_restart_discards_once_and_only_if_it_can_begin(
     ready: list[Any] = []
     asked = ask("pair", restart=True, checkpoint_every=4, settings=(f"toy.die=@{tmp_path / 'died'}",))
     pair = on_ray(asked, "auto", 2, TrainWatch(ready=ready.append))
-    assert (tmp_path / "died").exists() and [one.done for one in ready] == [0, 8]  # a worker's death is no restart
+    assert (tmp_path / "died").exists() and [one.done for one in ready] == [0, 8]  # a worker's death is not a restart
     equal(alone, pair.out)
 
 

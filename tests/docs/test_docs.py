@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -71,6 +72,28 @@ def test_pages_of_methods_have_commands_that_exist(monkeypatch: pytest.MonkeyPat
         links = [link for link in re.findall(r"\]\((\w+)\.md\)", page)]
         assert set(links) <= set(made) - {name}
     assert "neglabel" in made["csp"] and "](neglabel.md)" in made["csp"]
+
+
+def test_sections_of_python_are_lists() -> None:
+    """Every line of a section Arguments or Raises is an item; no docstring has its sections in another form."""
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    sections = re.findall(r"\*\*(?:Arguments|Raises)\*\*\n\n(.*?)\n\n(?=\*\*|#|```|<!--|\Z)", page + "\n\n", re.DOTALL)
+    assert len(sections) > 50
+    for line in "\n".join(sections).splitlines():
+        assert re.match(r"- `[^`]+`: \S", line), line
+    assert not re.findall(r"(?m)^(?:Arguments|Returns|Raises):", page)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("datasets/benchmarks/*-1.toml")), ids=lambda path: path.stem)
+def test_benchmarks_of_selected_classes_state_their_number(path: Path) -> None:
+    """The titles of the declarations say how many classes are ID and OOD, and so does the list of benchmarks."""
+    title = tomllib.loads(path.read_text(encoding="utf-8"))["title"]
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    [found] = re.findall(rf"\| `{path.stem}`[^|]*\| (.*?) \| (.*?) \|", page)
+    if match := re.fullmatch(r"(\S+), (\d+) classes against \d+, split 1", title):
+        assert found == (f"{match[1]} ({match[2]} classes)", f"{match[1]} (all other classes)")
+    else:
+        assert title == "CIFAR+10, split 1" and found == ("CIFAR-10 (4 classes)", "CIFAR-100 (10 classes)")
 
 
 @pytest.mark.parametrize("page", PAGES)

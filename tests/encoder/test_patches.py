@@ -51,7 +51,7 @@ def layer_norm(x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
 
 
-def by_hand(images: Tensor, w: Mapping[str, Tensor], heads: int, quick: bool, size: int) -> Tensor:
+def reference_patches(images: Tensor, w: Mapping[str, Tensor], heads: int, quick: bool, size: int) -> Tensor:
     """The patches of a VisionTransformer, computed from its weights. `images` are normalised."""
     b, width = len(images), w["class_embedding"].shape[0]
     x = F.conv2d(images, w["conv1.weight"], stride=size).flatten(2).transpose(1, 2)
@@ -102,7 +102,9 @@ def test_patches_of_a_vit_are_its_last_values_without_attention(name: str, tmp_p
     weights = {k: v.double() for k, v in model.visual.state_dict().items()}
     heads = family.vision["width"] // family.vision["head_width"]
     size = family.vision["patch_size"]
-    expected = by_hand(normalised(images, ours.card).double(), weights, heads, "quick_gelu" in family.more, size)
+    expected = reference_patches(
+        normalised(images, ours.card).double(), weights, heads, "quick_gelu" in family.more, size
+    )
     assert expected.shape == (2, ours.size[0] * ours.size[1] // size**2, 24)
     check(ours, expected, images)
     theirs = model.encode_image(normalised(images, ours.card))

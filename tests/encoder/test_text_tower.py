@@ -17,7 +17,7 @@ from tests.encoder.test_patches import encoder, layer_norm
 PROMPTS = ["x x x cat.", "x x x two large dogs.", "x x x tree."]
 
 
-def text_by_hand(
+def reference_text(
     w: Mapping[str, Tensor], tokens: Tensor, context: Tensor, offset: Tensor | float = 0, quick: bool = False
 ) -> Tensor:
     """CLIP's text tower, prompt by prompt: token or context plus position, causal attention, and the end token."""
@@ -56,7 +56,7 @@ def test_context_follows_the_start_token(name: str, per_prompt: bool, offset: bo
 
     tower.requires_grad_(False)  # as in methods: gradients pass through, but weights get none
     found = tower(tokens, added if offset else None, context)
-    expected = text_by_hand(weights, tokens, context, added if offset else 0, name == "vit-quickgelu")
+    expected = reference_text(weights, tokens, context, added if offset else 0, name == "vit-quickgelu")
     assert (found - expected).abs().max() < 1e-10 * expected.abs().max()
 
     (gradient,) = torch.autograd.grad(found.square().sum(), context)

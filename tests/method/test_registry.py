@@ -385,7 +385,7 @@ def test_a_subclass_of_a_built_in_method_inherits_its_description(imports: str, 
     assert (mine.title, mine.summary) == ("mine", react.summary)
     assert registry.make(mine, mine.defaults()).percentile == 80.0  # type: ignore[attr-defined]
     names = {path.name for path in source_files.files(mine.path)}
-    assert names == {"mine.py", "react.py"}, "scores depend on the source of the base, too"
+    assert names == {"mine.py", "react.py"}, "scores also depend on the source of the base"
 
 
 def test_needs_may_add_to_those_that_are_inherited(tmp_path: Path) -> None:

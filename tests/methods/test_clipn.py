@@ -409,7 +409,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(trained: Path
         (lacking, "clipn", "lack ln_final.weight"),
         (more, "clipn", "have extra.weight"),
         (short, "clipn", "prompt_no has shape"),
-        (stock(), "clipn", "no checkpoint of CLIPN"),
+        (stock(), "clipn", "not a checkpoint of CLIPN"),
         (whole, "clipn[prompt=handcrafted]", "--set clipn.prompt=learnable"),
         (release(trained, learnable=False), "clipn", "--set clipn.prompt=handcrafted"),
     ):

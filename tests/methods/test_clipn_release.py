@@ -77,7 +77,7 @@ def test_the_released_layout_at_the_width_of_vit_b_16(cli: Cli, tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
 
-    expected = by_hand(model, state, images, few)
+    expected = reference_scores(model, state, images, few)
     found = [(json.loads(path.read_text()), path) for path in (tmp_path / "out/runs").rglob("*.json")]
     assert len(found) == 3
     for row, path in found:
@@ -97,7 +97,7 @@ def test_the_released_layout_at_the_width_of_vit_b_16(cli: Cli, tmp_path: Path) 
     assert "its frozen image tower is not the encoder's: visual.ln_post.weight differs" in refused.stderr
 
 
-def by_hand(
+def reference_scores(
     model: open_clip.CLIP, state: dict[str, Tensor], images: list[Path], few: tuple[str, ...]
 ) -> dict[str, Array]:
     """Scores with open_clip's own code: an offset on all positions is a change of the position table."""

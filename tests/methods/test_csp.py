@@ -206,7 +206,7 @@ def test_id_names_can_be_left_out(world: ToyWorld, tmp_path: Path) -> None:
     ("parameters", "message"),
     [
         ({"words": "lists"}, "written as a path: ./lists"),
-        ({"words": "./absent/"}, "is no folder"),
+        ({"words": "./absent/"}, "is not a folder"),
         ({"exclude": ("noun.persons",)}, "no lexicographer file noun.persons; there are adj.all"),
         ({"quantile": 1.5}, "between 0 and 1"),
         ({"groups": 0}, "at least 1"),

@@ -110,7 +110,7 @@ def test_names_near_a_class_are_left_out(world: ToyWorld, file: Path) -> None:
     [
         (None, "cannot read"),
         ("", "is empty"),
-        ('{"far": ["a", ', "begins as JSON and is none"),
+        ('{"far": ["a", ', "looks like JSON but is not valid"),
         ('{"far": [1, 2]}', "must hold names"),
         ("{}", "must hold names"),
     ],

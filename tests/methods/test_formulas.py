@@ -55,7 +55,7 @@ def react(world: ToyWorld, images: torch.Tensor, percentile: float, threshold: f
 
 
 def odin(world: ToyWorld, images: torch.Tensor, temperature: float, epsilon: float) -> Cosines:
-    """One signed step against the gradient of -log of the largest probability, by hand for the toy's linear tower."""
+    """One signed step against the gradient of -log of the largest probability, derived for the toy's linear tower."""
     back = (
         world.encoder.pixels(0.5 + torch.eye(192).view(192, 3, 8, 8)).double().numpy()
     )  # [192 d]: d embedding / d pixel

@@ -353,7 +353,7 @@ def test_wrong_parameters_are_named(tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()
     (tmp_path / "some/adj.all.txt").write_text("good\n")
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"words": str(tmp_path / "absent")}, "is no folder"),
+        ({"words": str(tmp_path / "absent")}, "is not a folder"),
         ({"words": "lists"}, "written as a path: ./lists"),
         ({"words": str(tmp_path / "some")}, r"lacks adj\.pert, adj\.ppl, noun\.Tops, \.\.\. \(\.txt\): 26 of 27"),
         ({"words": str(tmp_path / "empty.txt")}, "is empty"),

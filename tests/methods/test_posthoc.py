@@ -385,7 +385,7 @@ def test_the_probe_minimises_the_penalised_loss(classes: int, parameters: dict[s
 def test_a_probe_that_does_not_converge_warns(world: World, caplog: pytest.LogCaptureFixture) -> None:
     scores("linear_probe", world, max_iter=3)
     assert "stopped after max_iter=3 iterations" in caplog.text
-    with pytest.raises(UserError, match="tells classes apart, and there is one"):
+    with pytest.raises(UserError, match="tells classes apart, and there is only one"):
         scores("linear_probe", World.random(images=60, classes=1))
 
 

@@ -22,7 +22,7 @@ from oodbench.storage.store import Store
 from oodbench.training.batches import LABELLED_CROPS, random_crop
 from tests.encoder.test_encoder_families import FAMILIES
 from tests.encoder.test_patches import encoder
-from tests.encoder.test_text_tower import text_by_hand
+from tests.encoder.test_text_tower import reference_text
 
 INFO = registry.methods()
 CLASSES = ("cat", "dog", "two large trees", "fox", "red car", "hen", "owl")
@@ -78,7 +78,7 @@ def class_vectors(module: Module, context: Tensor, clip: OpenClip, ending: str) 
     """The class vectors of one prompt, with "x" in place of the context, tokenized as in the released code."""
     vectors = context.shape[-2]
     tokens = clip.tokenize([" ".join(["x"] * vectors + [name + ending]) for name in CLASSES])
-    return unit(text_by_hand(dict(module.names.tower.state_dict()), tokens, context))
+    return unit(reference_text(dict(module.names.tower.state_dict()), tokens, context))
 
 
 def log_softmax(x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def gallop_terms(module: Module, clip: OpenClip, given: Pairs) -> dict[str, Tens
     local = [class_vectors(module, context, clip, "") for context in module.local_prompts]
     drawn = np.random.default_rng((11, 5, 0)).integers(4, size=IMAGES)
     first, second = [], []
-    images = zip(unit(given.embeddings), mapped_by_hand(module, clip, given), given.labels.tolist(), strict=True)
+    images = zip(unit(given.embeddings), reference_patches(module, clip, given), given.labels.tolist(), strict=True)
     for i, (v, mapped, y) in enumerate(images):
         first.append(-log_softmax(clip.scale * whole[drawn[i]] @ v)[y])
         for j, u in enumerate(local):
@@ -121,7 +121,7 @@ def gallop_terms(module: Module, clip: OpenClip, given: Pairs) -> dict[str, Tens
     return {"global": torch.stack(first).mean(), "local": torch.stack(second).mean()}
 
 
-def mapped_by_hand(module: Module, clip: OpenClip, given: Pairs) -> Tensor:
+def reference_patches(module: Module, clip: OpenClip, given: Pairs) -> Tensor:
     """The patches by W and then by the matrix `proj` of the encoder's file."""
     proj = load_file(clip.card.name.partition("@")[2])["visual.proj"].double()
     assert proj.shape == (BEFORE, WIDTH)
@@ -212,7 +212,7 @@ def test_the_context_starts_at_random_or_at_words(clip: OpenClip) -> None:
         assert float(gap.abs().max()) < 1e-6
 
 
-def scores_by_hand(v: Tensor, patches: Tensor, whole: Tensor, local: Tensor, temperature: float) -> dict[str, Tensor]:
+def reference_scores(v: Tensor, patches: Tensor, whole: Tensor, local: Tensor, temperature: float) -> dict[str, Tensor]:
     mcm = log_softmax(v @ whole.T / temperature).amax(-1)
     parts = log_softmax(patches @ local.T / temperature).exp().amax((1, 2))
     return {"mcm": mcm, "gl-mcm": mcm.exp() + parts, "l-mcm": parts}
@@ -241,13 +241,13 @@ def test_the_score_is_the_paper_s_with_the_prompt(name: str, rule: str, temperat
                 torch.stack([class_vectors(module, context, clip, "") for context in contexts])
                 for contexts in (module.global_prompt, module.local_prompts)
             )
-            patches = mapped_by_hand(module, clip, given)
+            patches = reference_patches(module, clip, given)
             tops = [(patches @ u.T).sort(1, descending=True).values[:, : 2 * (j + 1)] for j, u in enumerate(local)]
             logits = v @ whole.mean(0).T + torch.stack([top.mean(1) for top in tops]).mean(0)
-            expected = scores_by_hand(v, patches, whole.mean(0), local.mean(0), temperature)
+            expected = reference_scores(v, patches, whole.mean(0), local.mean(0), temperature)
         else:
             whole = class_vectors(module, module.ctx, clip, ".")
-            logits, expected = v @ whole.T, scores_by_hand(v, patches, whole, whole, temperature)
+            logits, expected = v @ whole.T, reference_scores(v, patches, whole, whole, temperature)
     assert found.numpy() == pytest.approx(expected[rule].numpy(), rel=1e-4)
     assert predicted is not None
     assert predicted.tolist() == logits.argmax(-1).tolist()

@@ -402,7 +402,7 @@ def test_the_score_is_the_paper_s_proxies(parameters: dict[str, Any], world: Wor
 def test_adaneg_selects_the_farthest_words(first: str, permutation: int, world: World) -> None:
     """Of nouns and adjectives in proportion, by the cosine at index 0.95 K, in the order of a permutation of all words.
 
-    A class name is no word.
+    Class names are not among the words.
     """
     method = world.method("adaneg", num_negatives=50, permutation=permutation)
     nouns, adjectives = word_lists(world)
@@ -459,7 +459,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("tanl", {"chosen": 0}, "at least"),
     ("tanl", {"queue": 0}, "at least"),
     ("tanl", {"words": "nowhere"}, "./nowhere"),
-    ("tanl", {"words": "./nowhere"}, "is no folder"),
+    ("tanl", {"words": "./nowhere"}, "is not a folder"),
     ("tanl", {"nouns": "the nice"}, "must contain {} once"),
     ("adaneg", {"thres": 2.0}, "between 0 and 1"),
     ("adaneg", {"gap": -1.0}, "between 0 and 1"),
@@ -468,7 +468,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("adaneg", {"groups": 0}, "groups=0"),
     ("adaneg", {"groups": 70}, "at least groups"),
     ("adaneg", {"num_negatives": 5_000}, "fewer than 5,000"),
-    ("adaneg", {"words": "./nowhere"}, "is no folder"),
+    ("adaneg", {"words": "./nowhere"}, "is not a folder"),
     ("adaneg", {"adjectives": "{} and {}"}, "must contain {} once"),
 ]
 

@@ -19,7 +19,7 @@ from oodbench.pipeline import weights
 
 INFO = registry.methods()["zoc"]
 START, END = TOKENS - 2, TOKENS - 1
-THINGS = 40  # named by captions besides the classes
+THINGS = 40  # named by captions in addition to the classes
 TINY: dict[str, Any] = {"decoder": "bert", "width": 2 * DEPTH, "layers": 2, "heads": 4}
 
 
@@ -169,7 +169,7 @@ def test_the_score_equals_the_paper_s_formula(
 
 
 class Scripted(torch.nn.Module):
-    """A decoder whose logits are given by hand: row 0 after the start, row i + 1 after token i."""
+    """A decoder with given logits: row 0 after the start, row i + 1 after token i."""
 
     start = 9
 
@@ -305,7 +305,7 @@ def test_weights_written_and_read_score_the_same(trained: Any, fitted: Task, tmp
     with pytest.raises(ValueError, match="weights do not fit"):
         zoc(layers=3).fit(fitted)
     untrained = zoc().module(Spelling())
-    with pytest.raises(ValueError, match="knows no name besides the class names"):
+    with pytest.raises(ValueError, match="knows no name other than the class names"):
         zoc().fit(task(Spelling(), Weights(untrained.state_dict(), {})))
 
 
@@ -470,7 +470,7 @@ def test_bert_starts_from_a_folder_and_reads_its_tokenizer(tmp_path: Path) -> No
     assert set(state.names.strings) == {"a", "photo", "of", "owl"}  # "bell" is a class
     with pytest.raises(ValueError, match="does not fit"):
         zoc(**{**TINY, "layers": 3}, tokenizer=str(tmp_path / "tokens"), init=str(tmp_path / "init")).module(encoder)
-    with pytest.raises(ValueError, match="no multiple of the embedding's 16"):
+    with pytest.raises(ValueError, match="not a multiple of the embedding's 16"):
         zoc(**{**TINY, "width": 24}).module(encoder)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         zoc(**TINY, tokenizer=str(tmp_path / "absent")).module(encoder)

@@ -366,7 +366,7 @@ def test_scores_that_float64_keeps_are_ranked_exactly(base: int, kind: Any) -> N
 
 
 def test_half_precision_is_ranked_exactly() -> None:
-    """All 63,488 finite float16 values are distinct in float64, too."""
+    """All 63,488 finite float16 values are also distinct in float64."""
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     finite = np.unique(every[np.isfinite(every)])
     id, ood = score_set(finite[1::2], "ID"), score_set(finite[::2], "OOD")

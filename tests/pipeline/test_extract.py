@@ -210,7 +210,7 @@ def test_few_images_are_decoded_ahead(tiny: Tiny, tmp_path: Path, monkeypatch: p
     parts = decoded_batches(task, (0, 300), lambda image: torch.zeros(3, 1, 1, dtype=torch.uint8))
     next(parts)
     assert len(read) <= 10 + 10 + 4 * 2
-    parts.close()  # stops the threads, too
+    parts.close()  # also stops the threads
     assert len(read) < 20
 
 

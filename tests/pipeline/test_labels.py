@@ -122,7 +122,7 @@ def test_test_images_have_no_labels(place: Path, tmp_path: Path) -> None:
     assert row.error == "Undeclared: batch.labels was read, but test images have none: labels are for fit()"
 
 
-def shots_by_hand(names: list[str], k: int, seed: int) -> set[str]:
+def reference_shots(names: list[str], k: int, seed: int) -> set[str]:
     """Return the documented rule: of each folder the k names with the smallest sha256 of seed and name."""
     chosen = set()
     for folder in {name.split("/")[0] for name in names}:
@@ -145,7 +145,7 @@ def test_shots_are_drawn_by_seed_and_listed_beside_the_result(place: Path, tmp_p
             if hashlib.sha256(path.read_bytes()).hexdigest() == rows[k, seed].run["calibration"]["list"]
         ]
         lines = [line.rpartition(" ") for line in listed.read_text().splitlines()]
-        assert {name for name, _, _ in lines} == shots_by_hand(names, k, seed)
+        assert {name for name, _, _ in lines} == reference_shots(names, k, seed)
         assert all(sorted(COLOURS)[int(label)] == name.split("/")[0] for name, _, label in lines)
         assert listed.with_name(listed.name.replace(".shots.txt", ".json")).is_file()
     facts = rows[2, 1].run["calibration"]
@@ -153,7 +153,7 @@ def test_shots_are_drawn_by_seed_and_listed_beside_the_result(place: Path, tmp_p
     assert [rows[2, 1].access[name] for name in ("group", "id_labels", "id_images")] == ["few-shot", 2, True]
     assert len({row.run["calibration"]["list"] for row in rows.values()}) == 3
     assert len({frozenset(row.scores.items()) for row in rows.values()}) == 3  # their keys in the store
-    assert shots_by_hand(names, 2, 1) < shots_by_hand(names, 4, 1)
+    assert reference_shots(names, 2, 1) < reference_shots(names, 4, 1)
 
 
 def test_labels_are_in_the_keys(place: Path, tmp_path: Path) -> None:
@@ -210,7 +210,9 @@ def test_shots_do_not_depend_on_the_order_of_the_list_and_count_an_image_once() 
     one = dataclasses.replace(image_set("a,b"), names=tuple(names), fingerprints=tuple("123455"), labels=labels)
     drawn = {name for name in draw_shots(one, 2, 7).names}
     assert (
-        drawn == shots_by_hand(sorted(set(names)), 2, 7) == set(draw_shots(one.select([5, 3, 1, 0, 2, 4]), 2, 7).names)
+        drawn
+        == reference_shots(sorted(set(names)), 2, 7)
+        == set(draw_shots(one.select([5, 3, 1, 0, 2, 4]), 2, 7).names)
     )
     with pytest.raises(UserError, match=r"1 of 2 classes of 'set' have fewer: b \(2\)"):
         draw_shots(one, 3, 7)

@@ -1,4 +1,4 @@
-"""Streams: the order of the images, the scores of a running mean by hand, rows, resumed runs, refusals."""
+"""Streams: the order of the images, reference scores of a running mean, results, resumed runs, refusals."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ PLAIN = """
     def begin(self, task):
         return None
 """
-# What each does, and what is said of it.
+# What each does, and a part of its error message.
 FAULTY = {
     "module_global": (
         "    def step(self, batch, task, state):\n        SEEN.append(1)\n"
@@ -165,7 +165,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_orders_by_hand(order: str) -> None:
+def test_orders_equal_a_reference_computation(order: str) -> None:
     assert StreamProtocol(order, seed=0).positions(4, 3).tolist() == ORDERS[order]
     assert StreamProtocol(order, seed=1).positions(4, 3).tolist() != ORDERS[order]
 
@@ -323,7 +323,7 @@ def embeddings(plan: Plan, number: int) -> npt.NDArray[np.float64]:
     return unit
 
 
-def by_hand(plan: Plan, number: int, protocol: StreamProtocol) -> npt.NDArray[np.float64]:
+def reference_scores(plan: Plan, number: int, protocol: StreamProtocol) -> npt.NDArray[np.float64]:
     """The scores of RUNMEAN in the order of the stream, image by image; MCM is the log of the largest probability."""
     features = np.concatenate([embeddings(plan, 0), embeddings(plan, number)])
     logits = features @ class_embeddings(plan, "simple", pytest.fail).T.astype(np.float64)
@@ -336,7 +336,7 @@ def by_hand(plan: Plan, number: int, protocol: StreamProtocol) -> npt.NDArray[np
     return np.array(scores)
 
 
-def test_a_stream_by_hand(place: Path, tmp_path: Path) -> None:
+def test_a_stream_equals_a_reference_computation(place: Path, tmp_path: Path) -> None:
     """Scores, place by place, in the store and in the Parquet file; metrics of both pairs; the row's protocol."""
     plan = make_plan(request(place, tmp_path, stream_order="shuffled,blocks=3", stream_seeds=[3, 4]))
     rows = run(plan).results
@@ -361,7 +361,7 @@ def test_a_stream_by_hand(place: Path, tmp_path: Path) -> None:
         table = pyarrow.parquet.read_table(path).to_pandas()
         entries = find_streams(plan, plan.rows[0], protocol)
         for number, of_set in enumerate(row.ood, start=1):
-            expected = by_hand(plan, number, protocol)
+            expected = reference_scores(plan, number, protocol)
             entry = entries[of_set.dataset]
             np.testing.assert_allclose(entry.array("scores"), expected, rtol=1e-6)
             order = protocol.positions(24, of_set.n)
@@ -395,7 +395,7 @@ def test_a_stream_by_hand(place: Path, tmp_path: Path) -> None:
 
 
 def test_parts_of_a_stream(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 10 images, by hand; one with OOD images alone has no metrics."""
+    """Parts of 10 images, against a reference computation; one with OOD images alone has no metrics."""
     monkeypatch.setattr("oodbench.pipeline.stream_results.PART", 10)
     plan = make_plan(
         request(place, tmp_path, stream_order="ood-first", ood=[f"folder:{place}/ood"], stream_ratio="6:5")

@@ -1,4 +1,4 @@
-"""Results of test-time adaptation as a run writes them, made by hand."""
+"""Results of test-time adaptation as a run writes them, with values that the tests choose."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
     assert cli(*call, "--allow-failed").returncode == 0
     assert names(json.loads((site / "leaderboard.json").read_text()))["WRONG"]["evidence"] == "failed verification"
     done = cli("leaderboard", tmp_path, "--no-quoted", "--no-reference", "--output", site, "--allow-failed")
-    assert "leaderboard.json" not in done.stderr, "its own output is no damaged result"
+    assert "leaderboard.json" not in done.stderr, "its own output is not a damaged result"
 
 
 def test_refusals(cli: Cli, tmp_path: Path) -> None:

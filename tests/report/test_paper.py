@@ -185,7 +185,7 @@ def test_a_table_longer_than_a_page_continues_on_the_next() -> None:
     for part in found.split(r"\end{table*}")[:2]:  # each has an encoder, as both do not fit
         assert len(re.findall(r"^M\d+ &", part, re.MULTILINE)) == 40
     (table,) = report.tables(rows(MOS[:1], 120))
-    full = report.latex(table)  # in the full style, too
+    full = report.latex(table)  # also in the full style
     assert full.count(r"\begin{tabular}") == 3 == full.count(r"\begin{table*}")
     assert len(re.findall(r"^M\d+ &", full, re.MULTILINE)) == 120
     long = text_of(rows(MOS[:1], 125))

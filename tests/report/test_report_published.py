@@ -122,7 +122,7 @@ def test_every_cell_has_source_and_confidence_and_a_place() -> None:
 
 def test_every_number_is_in_the_notes() -> None:
     if not NOTES.is_dir():
-        pytest.skip("the reference notes are not beside this checkout")
+        pytest.skip("the reference notes are not next to this checkout")
     text = "\n".join(path.read_text(encoding="utf-8") for path in NOTES.glob("*.md"))
     there = {round(float(n), 4) for n in re.findall(r"(?<![\d.])\d*\.\d+|(?<![\d.])\d+(?![\d.])", text)}
     for one in quotes().values():

@@ -303,7 +303,7 @@ def test_citations_become_entries(citation: str, key: str, parts: list[str]) -> 
 
 
 def well_formed(text: str) -> list[str]:
-    """The keys of BibTeX entries; fails when a brace is open or an entry is no list of fields."""
+    """The keys of BibTeX entries; fails when a brace is open or an entry is not a list of fields."""
     keys = []
     for entry in filter(str.strip, re.split(r"^(?=@)", text, flags=re.MULTILINE)):
         depth = 0

@@ -1,4 +1,4 @@
-"""The figure of metrics by labelled images per class: means over draws by hand, names, separate curves."""
+"""The figure of metrics by labelled images per class: reference means over draws, names, separate curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.report.test_report_shapes import ood, row
 
 
 def labelled(method: str, shots: int, seed: int, auroc: float, **changes: Any) -> Result:
-    """A row of a method that reads labels, as `run --shots K --shot-seed S` leaves it; 0.2 lower on the other set."""
+    """A row of a method that reads labels, as `run --shots K --shot-seed S` writes it; 0.2 lower on the other set."""
     drawn = {"dataset": "train", "labels": shots, "shot_seed": seed, "n": 2 * shots, "list": f"list {shots} {seed}"}
     run = {"seed": 0, "precision": "fp32", "limit": None, "device": "cpu", "calibration": drawn}
     sets = (ood("sun", auroc, 1 - auroc), ood("dtd", auroc - 0.2, 1.2 - auroc))
@@ -24,7 +24,7 @@ def labelled(method: str, shots: int, seed: int, auroc: float, **changes: Any) -
 
 
 def trained(shots: int, seed: int, auroc: float, settings: str = "", **changes: Any) -> Result:
-    """A row of weights in a folder, as `train coop --shots K --seed SEED` and `run --weights coop=DIR` leave it."""
+    """A row of weights in a folder, as `train coop --shots K --seed SEED` and `run --weights coop=DIR` write it."""
     weights = {
         "digest": f"{shots} {seed}",
         "recipe": {

@@ -153,7 +153,10 @@ def test_valid_archives_are_unpacked(compress: Callable[[bytes], bytes], form: i
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 def test_an_archive_truncated_between_members_is_damaged(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    """tarfile itself takes both for the end, so half a dataset would be installed without an error."""
+    """tarfile takes a damaged header and a missing end marker for the end.
+
+    Without a check, half a dataset would be installed without an error.
+    """
     other = header("b.txt", tarfile.REGTYPE, 5) + padded(b"hello")
     broken = bytearray(other)
     broken[0] ^= 1

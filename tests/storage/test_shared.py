@@ -216,7 +216,7 @@ def test_shards_at_a_url_are_the_same_on_another_machine(tmp_path: Path, monkeyp
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """s3://oodbench on a server of this test, which processes started from here can reach, too."""
+    """s3://oodbench on a server of this test, which processes started from here can also reach."""
     pytest.importorskip("s3fs", reason="S3 needs the extra s3")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -407,7 +407,7 @@ def test_removed_entries_are_gone(store: Store) -> None:
     entry = write(store)
     store.remove("embeddings", entry.inputs)
     assert find(store) is None
-    store.remove("embeddings", entry.inputs)  # a second time is no error
+    store.remove("embeddings", entry.inputs)  # a second time is not an error
 
 
 def test_digests_are_stable() -> None:

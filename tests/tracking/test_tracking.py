@@ -147,7 +147,7 @@ def local(fresh: Tracker, empty_store: Path) -> Tracker:
     return fresh
 
 
-# A sqlite file beside the rows
+# An SQLite file next to the results
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Training on labelled images: drawing, encoding, the loss by hand, resuming, weights of a folder."""
+"""Training on labelled images: drawing, encoding, the loss against a reference, resuming, weights of a folder."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def same(one: Path, other: Path) -> bool:
     return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def drawn_by_hand(place: Path, shots: int, seed: int) -> list[tuple[str, int]]:
+def reference_draw(place: Path, shots: int, seed: int) -> list[tuple[str, int]]:
     """Return the documented rule: of each class the names with the smallest sha256 of seed and name, in list order."""
     chosen = []
     for label, colour in enumerate(COLOURS):
@@ -150,7 +150,7 @@ def test_patch_activations_come_from_the_pass_of_the_patches(
 
 
 @pytest.mark.parametrize("chunk", [3, 100])
-def test_the_first_step_by_hand(
+def test_the_first_step_equals_a_reference_computation(
     place: Path, ask: Callable[..., TrainRequest], encoder: OpenClip, tower: list[int], chunk: int
 ) -> None:
     """Loss and gradient against cross-entropy in float64, of images that are read and encoded here."""
@@ -161,7 +161,7 @@ def test_the_first_step_by_hand(
     trainer = Trainer(plan.method, PairBatches(data, schedule, encoder, chunk, patches=("patches",)), alone, "fp32")
     terms = trainer._backward(0, trainer._inputs(0))
     found = dict(trainer.module.named_parameters())["vectors"].grad
-    drawn = drawn_by_hand(place, 2, 1)
+    drawn = reference_draw(place, 2, 1)
     chosen = [drawn[i] for i in np.random.default_rng((1, 0)).permutation(6)[:4]]
     pixels = torch.stack([encoder.transform(Image.open(place / "train" / name)) for name, _ in chosen]).float() / 255
     labels = torch.tensor([label for _, label in chosen])
@@ -190,7 +190,7 @@ def test_the_images_are_those_of_run_shots(place: Path, ask: Callable[..., Train
         run = run_plan.make_plan(request_from(methods="mahalanobis", encoder="glyphs", out=tmp_path, **images))
         assert plan.shots and run.labelled
         assert plan.shots.images.list_text == run.labelled.list_text
-        lines = [f"{name} {label}" for name, label in drawn_by_hand(place, shots, seed)]
+        lines = [f"{name} {label}" for name, label in reference_draw(place, shots, seed)]
         assert plan.shots.images.list_text.splitlines() == lines
 
 

@@ -467,7 +467,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
 
 def test_captions_that_the_encoder_cuts_are_counted(encoder: OpenClip) -> None:
     context = encoder.tokenize(["x"]).shape[1]
-    fits, cut = " ".join("a" * (context - 2)), " ".join("a" * (context - 1))  # beside the start and the end
+    fits, cut = " ".join("a" * (context - 2)), " ".join("a" * (context - 1))  # in addition to the start and the end
     assert truncation_note([fits, "short", fits], encoder) == ""
     said = truncation_note([fits, cut, cut, f"{cut} b"], encoder)
     assert said == f'2 of 3 captions are cut to the {context} tokens of glyphs, "{cut}" first'
