@@ -97,7 +97,8 @@ def _other_lists(row: Result, scores: Path) -> Iterator[str]:
     The catalogue has the lists of sets that are read by a list; this project's own results have those of glyphs.
     """
     drawn = _drawn()
-    known = [one for one in _sets(row) if one.list_digest or not row.imported]  # imported scores may lack a list
+    complete = [one for one in _sets(row) if not one.partial]  # _incomplete names the others
+    known = [one for one in complete if one.list_digest or not row.imported]  # imported scores may lack a list
     for one in known:
         if one.dataset in drawn and one.list_digest != drawn[one.dataset]:
             found = one.list_digest[:12] or "not named"

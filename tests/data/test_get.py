@@ -123,7 +123,7 @@ def test_all_sets_of_a_benchmark_are_fetched(mos: FileServer, tmp_path: Path) ->
     summary = get(["mos"], tmp_path, QUICK)
     states = {outcome.name: outcome.state for outcome in summary.outcomes}
     assert states == {
-        "imagenet1k": "by hand", **dict.fromkeys(MOS, "ready"), "imagenet1k-train": "optional"
+        "imagenet1k": "manual", **dict.fromkeys(MOS, "ready"), "imagenet1k-train": "optional"
     }  # fmt: skip
     assert summary.exit_code == 3
     assert "4 of 5 sets are ready" in summary.text() and "missing: imagenet1k\n" in summary.text()
@@ -310,7 +310,7 @@ def test_an_incomplete_set_is_reported_and_not_touched(declare: Callable[..., No
     (tmp_path / "pets/images").mkdir(parents=True)
     (tmp_path / "pets/images/1.png").write_bytes(image(1))
     summary = get(["pets"], tmp_path, QUICK)
-    assert summary.exit_code == 1 and "holds 1 images, the catalogue counts 12" in summary.text()
+    assert summary.exit_code == 1 and "holds 1 images, but the catalogue declares 12" in summary.text()
     assert f"mv {tmp_path}/pets/images {tmp_path}/pets/images.old && oodbench datasets get pets" in summary.text()
     assert files(tmp_path) == {"pets/images/1.png"}
 
@@ -369,7 +369,10 @@ def test_two_processes_do_not_unpack_the_same_set(declare: Callable[..., None], 
     declare(pets(archives=(Archive(name="pets.tgz"),)))
     (tmp_path / "pets.tgz").write_bytes(packed("1.png"))
     with locked(tmp_path / "data" / DOWNLOADS / "pets/.lock", "another test"):
-        assert "another process gets pets" in get(["pets"], tmp_path / "data", GetOptions(source=tmp_path)).text()
+        assert (
+            "another process is downloading pets"
+            in get(["pets"], tmp_path / "data", GetOptions(source=tmp_path)).text()
+        )
     assert get(["pets"], tmp_path / "data", GetOptions(source=tmp_path)).exit_code == 0
 
 
@@ -696,10 +699,10 @@ def test_the_command(cli: Any, declare: Callable[..., None], tmp_path: Path) -> 
     declare(pets(count=2, archives=(Archive(url="http://127.0.0.1:9/pets.tgz"),)))
     (tmp_path / "pets.tgz").write_bytes(packed("1.png", "2.png"))
     data = ("--data", tmp_path / "data")
-    by_hand = cli("datasets", "get", "glyphs", "imagenet1k-train", *data)
-    assert by_hand.returncode == 3
-    assert "embedded" in by_hand.stdout and "1 of 2 sets are ready" not in by_hand.stdout.splitlines()[0]
-    assert f"it belongs at {tmp_path}/data/imagenet1k/train, 1,281,167 images" in by_hand.stdout
+    manual = cli("datasets", "get", "glyphs", "imagenet1k-train", *data)
+    assert manual.returncode == 3
+    assert "embedded" in manual.stdout and "1 of 2 sets are ready" not in manual.stdout.splitlines()[0]
+    assert f"it belongs at {tmp_path}/data/imagenet1k/train, 1,281,167 images" in manual.stdout
     done = cli("datasets", "get", "pets", "--from", tmp_path / "pets.tgz", *data)
     assert done.returncode == 0 and "1 of 1 sets are ready" in done.stdout
     assert cli("datasets", "get", "glyphs", *data).returncode == 0
