@@ -46,7 +46,9 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
     for text in inspect.cleandoc(command.help or "").split("\n\n"):
         literal = text.startswith("\b\n")  # click's mark of lines that stay as they are
         yield f"```text\n{text[2:]}\n```\n" if literal else f"{prose(text)}\n"
-    options = [_option(p, context) for p in command.params if isinstance(p, click.Option) and p.name != "help"]
+    options = [
+        _option(p, context) for p in command.params if isinstance(p, click.Option) and p.name != "help" and not p.hidden
+    ]
     if options:
         columns = 3 if any(default for *_, default in options) else 2
         rows = [("option", "meaning", "default"), ("---", "---", "---"), *options]

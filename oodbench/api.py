@@ -39,7 +39,7 @@ class Attachments:
         self.results = results
 
     def __call__(self, found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
-        """Yield the name, such as `pictures/glyphs-roc.png`, and the content of every file."""
+        """Yield the name, such as `figures/glyphs-roc.png`, and the content of every file."""
         from oodbench.report import csv, markdown, tables
 
         built = tables(found)
@@ -48,7 +48,7 @@ class Attachments:
         yield "table.csv", csv(built).encode()
         yield from self._page(built, found)
         for number, table in enumerate(built, 1):
-            folder = "pictures" if len(built) == 1 else f"pictures/{number}"
+            folder = "figures" if len(built) == 1 else f"figures/{number}"
             for name, content in self._figures([row for line in table.lines for row in line.results]):
                 yield f"{folder}/{name}", content
 

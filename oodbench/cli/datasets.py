@@ -116,7 +116,7 @@ def add(name: str, list_: str, clean_names: bool, **fields: str) -> None:
 @datasets.command()
 @click.argument("name", required=False)
 @click.argument("path", required=False)
-@click.option("--forget", is_flag=True, help="Unbind NAME, so that it is looked for in the data folder again.")
+@click.option("--forget", is_flag=True, help="Unbind NAME, so that it is searched for in the data folder again.")
 @click.option("--allow-partial", is_flag=True, help="Bind NAME even if the number of images is not the declared one.")
 @shared.DATA
 def locate(name: str | None, path: str | None, forget: bool, allow_partial: bool, data: Path | None) -> None:
@@ -130,14 +130,14 @@ def locate(name: str | None, path: str | None, forget: bool, allow_partial: bool
 
     if name is None:
         bound = places.bindings()
-        say("\n".join(f"{one}: {place}" for one, place in sorted(bound.items())) or "no place is bound")
+        say("\n".join(f"{one}: {place}" for one, place in sorted(bound.items())) or "no dataset is bound")
         return
     if forget and path is not None:
         raise UserError("--forget takes no PATH")
     if forget:
         dataset = places.forgettable(name)
         places.bind(dataset, None)
-        say(f"{dataset}: forgotten; it is looked for below the data folder")
+        say(f"{dataset}: binding removed; it is now searched for in the data folder")
         return
     one = places.bindable(name)
     if path is None:
@@ -221,7 +221,7 @@ def get(names: tuple[str, ...], source: Path | None, data: Path | None) -> None:
 
     NAME is a dataset or a benchmark. Existing files are kept; rerun the same command to resume. ImageNet's validation
     images are unpacked from your copy: oodbench datasets get imagenet1k --from ILSVRC2012_img_val.tar. Exit code 0 if
-    all datasets are ready, 1 if one failed, 3 if one has to be fetched by hand.
+    all datasets are ready, 1 if one failed, 3 if one must be downloaded manually.
     """
     get_datasets(names, source, data)
 

@@ -45,7 +45,7 @@ class _Kinds(CommandGroup):
 def get() -> None:
     """Get released weights, word lists and image sets.
 
-    They are put into the folder of the datasets, and the command that uses them is printed.
+    Files are saved in the data folder, and the command that uses them is printed.
     """
 
 
@@ -60,10 +60,10 @@ get.add_command(get_datasets, "datasets")
 def weights(names: tuple[str, ...], given: Path | None, data: Path | None, wide: bool) -> None:
     """Get weights that the authors of a method released; without NAME, list them.
 
-    NAME is a method (its first training) or one of its trainings, such as clipn-2. The files are put into weights/NAME
-    in the folder of the datasets, where runs find them without --weights. Files in Google Drive need the package gdown
-    (the extra `drive`); without it, or if Drive refuses, manual instructions are printed. Rerun the same command to
-    resume. Exit code 1 if a download failed; 3 if a file has to be fetched by hand.
+    NAME is a method (its first training) or one of its trainings, such as clipn-2. Files are saved in weights/NAME of
+    the data folder, where runs find them without --weights. Files in Google Drive need the package gdown (the extra
+    `drive`); without it, or if Drive refuses, manual instructions are printed. Rerun the same command to resume. Exit
+    code 1 if a download failed, 3 if a file must be downloaded manually.
     """
     _get("weights", names, given, data, wide)
 
@@ -76,7 +76,7 @@ def weights(names: tuple[str, ...], given: Path | None, data: Path | None, wide:
 def words(names: tuple[str, ...], given: Path | None, data: Path | None, wide: bool) -> None:
     """Get word lists that the authors of a method released; without NAME, list them.
 
-    The files are put into words/NAME in the folder of the datasets. Exit codes are those of `get weights`.
+    Files are saved in words/NAME of the data folder. Exit codes are those of `get weights`.
     """
     _get("words", names, given, data, wide)
 

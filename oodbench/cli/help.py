@@ -22,7 +22,7 @@ OPTION_GROUPS: Mapping[str, str] = {
     "Layout": "form style decimals percent transpose group intervals seeds stream_parts tests ours rename long",
     "LaTeX": "standalone caption label cite bib",
     "Figures": "kinds width with_figures",
-    "Submission": "handle who paper code licence hardware not_tuned_on_test_data replace checked workflow",
+    "Submission": "handle authors paper code licence hardware not_tuned_on_test_data replace checked workflow",
     "Results": "results output store shared strict tracking_uri events",
     "Several GPUs or machines": "ray actors gpus_per_actor num_workers",
     "Other options": "",

@@ -211,7 +211,7 @@ def benchmark(protocol: Protocol, data: Path) -> str:
     if one.calibration:
         lines.append(f"  calibration  {one.calibration}: {_status(catalogue.dataset(one.calibration), data)}")
     if one.encoder:
-        lines.append(f"  encoder      {one.encoder}, unless --encoder or the methods' weights name another")
+        lines.append(f"  encoder      {one.encoder}, unless --encoder or the methods' weights select another")
     return "\n".join(lines)
 
 

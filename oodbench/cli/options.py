@@ -187,12 +187,16 @@ SHOTS = click.option(
     "--calibration-limit images.",
 )
 SHOT_SEED = click.option("--shot-seed", type=int, help="Seed that draws --shots. Default: --seed.")
-ENCODER = click.option(
+_ENCODER_FORMS = (
+    "glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE, hf-hub:OWNER/MODEL, local-dir:FOLDER or "
+    "plugin:FILE.py{}. Default: that of the methods' weights, else the benchmark's."
+)
+ENCODER = click.option("--encoder", type=EncoderNames(several=False), default="", help=_ENCODER_FORMS.format(""))
+ENCODERS = click.option(
     "--encoder",
-    type=EncoderNames(several=False),
+    type=EncoderNames(),
     default="",
-    help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE, hf-hub:OWNER/MODEL, local-dir:FOLDER or "
-    "plugin:FILE.py. Default: that of the methods' weights, else the benchmark's.",
+    help=_ENCODER_FORMS.format("; several are separated by commas"),
 )
 DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 SETTINGS = click.option(
@@ -212,7 +216,7 @@ PLUGINS = click.option(
 WEIGHTS = click.option(
     "--weights",
     multiple=True,
-    help="Trained weights of a method: clipn=FILE, or coop=FOLDER for all of a few-shot method. Repeatable.",
+    help="Trained weights of a method: clipn=FILE, or coop=FOLDER for all files of a few-shot method. Repeatable.",
 )
 DEVICE = click.option(
     "--device",

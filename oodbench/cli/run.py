@@ -15,7 +15,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import sigterm_raises
-from oodbench.cli.help import Command, EncoderNames, examples
+from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER, Integers
 from oodbench.cli.output import configure_logging, note, print_tables, say
 from oodbench.cli.tracking import mlflow_steps
@@ -48,13 +48,7 @@ if TYPE_CHECKING:
 @shared.SHOT_SEED
 @shared.CLASSES
 @shared.CLEAN_NAMES
-@click.option(
-    "--encoder",
-    type=EncoderNames(),
-    default="",
-    help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL; several separated by "
-    "commas. Default: that of the methods' weights, else the benchmark's.",
-)
+@shared.ENCODERS
 @shared.DATA
 @shared.SETTINGS
 @click.option(
@@ -84,7 +78,7 @@ if TYPE_CHECKING:
 @shared.WORKERS
 @click.option("--limit", type=int, help="Use a subset of N images of each set, for a quick test.")
 @click.option(
-    "--allow-partial", is_flag=True, help="Run on sets with fewer images than the catalogue counts; tables say so."
+    "--allow-partial", is_flag=True, help="Run on sets with fewer images than the catalogue declares; tables say so."
 )
 @click.option(
     "--skip-missing", is_flag=True, help="Skip missing OOD sets, and methods whose weights are missing, and list them."
@@ -240,7 +234,7 @@ def plan_text(plan: Plan) -> str:
         f"benchmark  {plan.benchmark.name}: {plan.benchmark.title}",
         f"encoder    {card.name}, weights {card.weights[:12]}, {card.size[0]}x{card.size[1]} {card.interpolation} "
         f"{card.resize_mode}, scale {card.scale:.4g}, {plan.request.precision}",
-        f"classes    {len(plan.classes.lines)} from '{plan.classes.name}'",
+        f"classes    {len(plan.classes.lines)} (list: {plan.classes.name})",
         f"store      {plan.store.root}",
         "",
         "images",
@@ -265,7 +259,7 @@ def plan_text(plan: Plan) -> str:
     again = [images for images in plan.listings if any(not find_scores(plan, job, images) for job in patched)]
     if count := sum(len(images) for images in again if not plan.work(images).missing()):
         names = ", ".join(job.label for job in patched)
-        lines.append(f"  {names}: patches of {count:,} images whose embeddings are stored, one more pass unless kept")
+        lines.append(f"  {names}: patches of {count:,} images: one more pass, unless --keep-patches stored them")
     lines += [
         f"  {total:,} images to encode, about {bytes_text(size)} to store",
         "",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # What a submitter states: option, the question in a terminal, and an example for the command to paste.
 _ASKED = {
     "handle": ("Handle, the name of your folder in the leaderboard", "jane"),
-    "who": ("Names and affiliations", "Jane Doe, University of X"),
+    "authors": ("Names and affiliations", "Jane Doe, University of X"),
     "paper": ("Paper: URL, DOI, arXiv number, or none", "2401.00001"),
     "code": ("Code: URL", "https://github.com/OWNER/NAME"),
     "licence": ("Licence of the submitted scores", "CC-BY-4.0"),
@@ -45,7 +45,8 @@ _ASKED = {
 @click.option("--id", "ids", default="", type=Names(set_names), help="Benchmarks or ID sets to submit. Default: all.")
 @click.option("--encoder", "encoders", default="", type=EncoderNames(), help="Encoders to submit. Default: all.")
 @click.option("--handle", default="", help="Your folder in the leaderboard, such as the name of your account.")
-@click.option("--who", default="", help="Names and affiliations.")
+@click.option("--authors", default="", help="Names and affiliations.")
+@click.option("--who", "authors", default="", hidden=True)  # the former name
 @click.option("--paper", default="", help="URL, DOI or arXiv number of the method's paper, or none.")
 @click.option("--code", default="", help="URL of the code that computed the scores.")
 @click.option("--licence", "--license", default="", help="Licence of the submitted files: CC-BY-4.0.")

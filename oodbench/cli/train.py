@@ -40,7 +40,7 @@ SKIPPED_SHOWN = 5  # skipped pairs or shards that are listed
     "--encoder",
     type=EncoderNames(several=False),
     default="",
-    help="As for run. Default: that of the method's released weights; glyphs for glyphs.",
+    help="As for run. Default: that of the method's released weights; the embedded encoder for the captions of glyphs.",
 )
 @shared.RESIZE
 @click.option(
@@ -65,7 +65,7 @@ SKIPPED_SHOWN = 5  # skipped pairs or shards that are listed
 )
 @shared.CLASSES
 @shared.CLEAN_NAMES
-@click.option("--allow-partial", is_flag=True, help="Draw from sets with fewer images than the catalogue counts.")
+@click.option("--allow-partial", is_flag=True, help="Draw from sets with fewer images than the catalogue declares.")
 @click.option(
     "--crops", type=int, help="Store this many random crops of each labelled image; every epoch reads the next."
 )
@@ -259,7 +259,7 @@ def _print_ready(ready: Ready, request: TrainRequest) -> None:
     for remark in plan.encoder.card.notes:
         note(f"note: {remark}")
     chosen = plan.request.encoder not in (request.encoder, EMBEDDED)
-    why = ", the encoder of its released weights (--encoder names another)" if chosen else ""
+    why = ", the encoder of its released weights (--encoder selects another)" if chosen else ""
     note(f"{plan.job.label} for {plan.encoder.card.name}{why}; images: {images}")
     if plan.shots:
         for same in same_prompt_remarks(plan.shots.classes.lines):

@@ -37,7 +37,7 @@ from oodbench.storage.store import Store, default_root
 __all__ = ["GetOptions", "Outcome", "Summary", "get", "instructions"]
 
 
-class ByHand(Exception):
+class ManualDownload(Exception):
     """A dataset cannot be downloaded automatically; the message tells the user what to do."""
 
 
@@ -45,7 +45,7 @@ class ByHand(Exception):
 class Outcome:
     """The outcome for one dataset.
 
-    state    "ready", "by hand" (the user has to do something), "failed", or "optional" (a training split, which is not
+    state    "ready", "manual" (the user has to do something), "failed", or "optional" (a training split, which is not
              fetched)
     message  the images that exist, or what to do
     """
@@ -65,9 +65,9 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 if all sets are ready, 1 if one failed, else 3: one has to be fetched by hand."""
+        """0 if all sets are ready, 1 if one failed, else 3: one must be downloaded manually."""
         states = {outcome.state for outcome in self.outcomes}
-        return 1 if "failed" in states else 3 if "by hand" in states else 0
+        return 1 if "failed" in states else 3 if "manual" in states else 0
 
     def text(self) -> str:
         """Return one paragraph per dataset, the number of ready sets, and the next command."""
@@ -120,7 +120,7 @@ def get(names: Sequence[str], root: Path, options: GetOptions | None = None) -> 
     for one in todo:
         waits = [name for name in (one.within, *one.parts) if name and outcomes[name].state != "ready"]
         if waits and isinstance(done[one.name], str):
-            outcomes[one.name] = Outcome(one.name, "by hand", f"consists of {', '.join(waits)}, which is not ready")
+            outcomes[one.name] = Outcome(one.name, "manual", f"consists of {', '.join(waits)}, which is not ready")
         else:
             outcomes[one.name] = state.after(one, done[one.name])
     for one in optional:
@@ -215,7 +215,7 @@ class _State:
         try:
             images = load_images(one, LoadOptions(self.root, self._store, allow_partial=False), labelled=False)
         except Missing as error:
-            return Outcome(one.name, "by hand", str(error))
+            return Outcome(one.name, "manual", str(error))
         except UserError as error:
             return Outcome(one.name, "failed", str(error))
         return Outcome(one.name, "ready", f"{len(images):,} images at {images.folder}{self._digest_remark(one)}")
@@ -229,7 +229,7 @@ class _State:
         recorded = [str(record["sha256"])[:12] for record in undeclared if record.get("sha256")]
         return f" (no digest is declared; sha256 {', '.join(recorded)}... as first fetched)" if recorded else ""
 
-    def fetch_all(self, todo: Sequence[Dataset]) -> dict[str, str | ByHand | UserError]:
+    def fetch_all(self, todo: Sequence[Dataset]) -> dict[str, str | ManualDownload | UserError]:
         """Fetch the files of each dataset, in threads that end with the process, and describe what was done."""
         jobs: queue.SimpleQueue[Dataset] = queue.SimpleQueue()
         results: queue.SimpleQueue[tuple[str, str | BaseException]] = queue.SimpleQueue()
@@ -247,13 +247,13 @@ class _State:
 
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(self.options.retry.timeout)  # torchvision sets none
-        done: dict[str, str | ByHand | UserError] = {}
+        done: dict[str, str | ManualDownload | UserError] = {}
         try:
             for _ in range(min(self.options.workers, len(todo))):
                 threading.Thread(target=work, daemon=True).start()
             for _ in todo:
                 name, result = results.get()
-                if not isinstance(result, (str, ByHand, UserError)):
+                if not isinstance(result, (str, ManualDownload, UserError)):
                     raise result
                 done[name] = result
         finally:
@@ -262,16 +262,16 @@ class _State:
         return done
 
     def _fetch(self, one: Dataset) -> Iterator[str]:
-        """Fetch the missing files of a dataset, and describe each step. Raise ByHand if a download is impossible."""
+        """Fetch the missing files of a dataset, and describe each step. Raise ManualDownload if it is impossible."""
         options = replace(self.options, watch=self._watch)
         bound = bindings().get(one.name)
         if bound and find_place(one, self.root).dataset is None:  # fetched files would not be used
-            raise ByHand(
-                f"it is bound to {bound} but not there: restore it, or bind another place, or, to get it below "
+            raise ManualDownload(
+                f"it is bound to {bound}, which does not exist: restore it, or bind another path, or, to get it below "
                 f"{self.root}: oodbench datasets locate {one.name} --forget && {command([one.name], self.root)}"
             )
         if one.loader == "torchvision" and not (one.archives and self._given(one)) and not torchvision_can_fetch(one):
-            raise ByHand(instructions(one, self.root))
+            raise ManualDownload(instructions(one, self.root))
         if one.loader == "torchvision":
             with self._locks[one.folder(self.root)]:
                 try:
@@ -279,7 +279,7 @@ class _State:
                 except UserError as error:
                     if one.archives or not one.obtain:
                         raise
-                    raise ByHand(f"{error}\n{instructions(one, self.root)}") from error
+                    raise ManualDownload(f"{error}\n{instructions(one, self.root)}") from error
             return
         for archive in one.archives:
             target = target_of(one, archive, self.root)
@@ -291,9 +291,9 @@ class _State:
                 elif one.hub and has_token():
                     yield install_from_hub(one, self.root, options)
                 else:
-                    raise ByHand(instructions(one, self.root))
+                    raise ManualDownload(instructions(one, self.root))
         if not one.archives and not one.within and not one.parts and not is_there(one.folder(self.root)):
-            raise ByHand(instructions(one, self.root))
+            raise ManualDownload(instructions(one, self.root))
 
     def _install(self, one: Dataset, archive: Archive, options: GetOptions) -> str:
         try:
@@ -317,16 +317,16 @@ class _State:
 
         return checked
 
-    def after(self, one: Dataset, result: str | ByHand | UserError) -> Outcome:
+    def after(self, one: Dataset, result: str | ManualDownload | UserError) -> Outcome:
         """Return the outcome for a dataset, given the result of fetching it."""
-        if isinstance(result, ByHand):
-            return Outcome(one.name, "by hand", str(result))
+        if isinstance(result, ManualDownload):
+            return Outcome(one.name, "manual", str(result))
         if isinstance(result, UserError):
             return Outcome(one.name, "failed", "\n".join(result.problems))
         outcome = self.check(one)
         if outcome.state == "ready":
             return replace(outcome, message="; ".join(filter(None, (outcome.message, result))))
-        if outcome.state == "by hand":
+        if outcome.state == "manual":
             return replace(outcome, message=instructions(one, self.root))
         if not one.archives:
             return outcome

@@ -32,7 +32,7 @@ def install_from_hub(dataset: Dataset, data_root: Path, options: GetOptions) -> 
     folder, target = data_root / DOWNLOADS / dataset.name, dataset.folder(data_root)
     made = folder / "made-of-parquet"
     try:
-        with locked(folder / ".lock", f"another process gets {dataset.name}; wait for it"):
+        with locked(folder / ".lock", f"another process is downloading {dataset.name}; wait for it"):
             files = _download(repository, pattern, folder / "hub", options)
             advance = options.watch(f"unpack {dataset.name}", sum(file.stat().st_size for file in files))
             seen: set[int] = set()

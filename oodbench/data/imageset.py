@@ -350,8 +350,8 @@ def missing_error(dataset: Dataset, path: Path | str, looked: Sequence[str] = ()
             where += f": that is {irregular(mode) or 'a file, not a folder'}"
     except (OSError, ValueError):
         where += ", which does not exist"
-    hints = ["looked for, too:", *(f"  {place}" for place in looked)] if looked else []
-    hints += [f"{dataset.obtain}; give its parent with --data"] if dataset.obtain else []
+    hints = ["also searched:", *(f"  {place}" for place in looked)] if looked else []
+    hints += [f"{dataset.obtain}; --data names the data folder"] if dataset.obtain else []
     hints += [f"its address: {dataset.url}"] if dataset.url and dataset.url not in dataset.obtain else []
     if dataset.declared and not Path(dataset.path).is_absolute() and dataset.loader not in ("part", "union"):
         get = f"oodbench datasets get {dataset.name}"

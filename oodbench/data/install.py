@@ -56,7 +56,7 @@ def given_file(dataset: Dataset, archive: Archive, source: Path | None) -> Path 
     """Return the file of an archive given by `--from`, or None.
 
     In a folder, it is found by name. A file with another name is taken for the dataset's first archive, which has the
-    images; further archives are looked for next to it.
+    images; further archives are expected next to it.
     """
     if source is None:
         return None
@@ -75,7 +75,7 @@ def install(dataset: Dataset, archive: Archive, data_root: Path, options: GetOpt
     folder = data_root / DOWNLOADS / dataset.name
     given = given_file(dataset, archive, options.source)
     try:
-        with locked(folder / ".lock", f"another process gets {dataset.name}; wait for it"):
+        with locked(folder / ".lock", f"another process is downloading {dataset.name}; wait for it"):
             if is_there(target):  # another process installed it in the meantime
                 return "installed by another process"
             file, remark = _file(archive, folder, target, given, options)
@@ -278,7 +278,7 @@ def install_torchvision(dataset: Dataset, data_root: Path, options: GetOptions) 
     folder = data_root / DOWNLOADS / f"torchvision-{hashlib.sha256(dataset.path.encode()).hexdigest()[:16]}"
     remarks, record = [], ""
     try:
-        with locked(folder / ".lock", f"another process installs {root}; wait for it"):
+        with locked(folder / ".lock", f"another process is installing {root}; wait for it"):
             is_new = not is_there(root)
             made = folder / "torchvision" if is_new else root
             shutil.rmtree(folder / "torchvision", ignore_errors=True)

@@ -111,12 +111,12 @@ def _check_count(images: ImageSet, root: Path) -> None:
     if dataset.declared and dataset.name in catalog.datasets():
         name = dataset.within or dataset.name
         elsewhere = (
-            f"\n  oodbench datasets get {name}{data_option(root)} gets it; "
-            f"oodbench datasets locate {name} PATH names another place"
+            f"\n  get it with: oodbench datasets get {name}{data_option(root)}; "
+            f"or give another location with: oodbench datasets locate {name} PATH"
         )
     raise UserError(
-        f"dataset '{dataset.name}': {images.folder} holds {images.total} images, the catalogue counts "
-        f"{dataset.count}{lacking}; {advice} with --allow-partial{elsewhere}"
+        f"dataset '{dataset.name}': {images.folder} holds {images.total} images, but the catalogue "
+        f"declares {dataset.count}{lacking}; {advice} with --allow-partial{elsewhere}"
     )
 
 
@@ -135,16 +135,16 @@ def _load(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
         looked = describe_looked(dataset, place, options.data_root)
         error = Missing(with_data_option(str(missing_error(dataset, place.looked[0], looked[1:])), options.data_root))
         if bound := bindings().get(dataset.name):
-            again = f"oodbench datasets locate {dataset.name} PATH binds another place, --forget none"
+            again = f"oodbench datasets locate {dataset.name} PATH binds another path; --forget removes the binding"
             error = Missing(f"{error}\n  it is bound to {bound}: {again}")
         raise error
     images = _renamed(replace(_call_loader(place.dataset, options, labelled), dataset=place.dataset))
     if labelled and dataset.like:
         images = replace(images, named=_names_like(dataset, options.data_root, images.folders))
     if place.others:
-        message = (
-            f"taken from {images.folder}; it is at {first_few(list(map(str, place.others)))}, too, which is not used"
-        )
+        copies, are = ("copy", "is") if len(place.others) == 1 else ("copies", "are")
+        others = first_few(list(map(str, place.others)))
+        message = f"read from {images.folder}; the {copies} at {others} {are} not used"
         images = replace(images, remarks=(*images.remarks, Remark("places", message, len(place.others))))
     return images
 

@@ -27,14 +27,14 @@ def check_place(dataset: Dataset, place: Path, data_root: Path, *, allow_partial
 
 
 def describe_place(dataset: Dataset, data_root: Path) -> list[str]:
-    """Return the place where a run would read a set, and the places where it was looked for."""
+    """Return the place where a run would read a set, and the places that were searched."""
     place = places.find_place(dataset, data_root)
     bound = " (bound)" if dataset.name in places.bindings() else ""
     used = place.dataset.folder(data_root) if place.dataset else None
     lines = [f"{dataset.name}: {used or 'not found'}{bound}"]
-    lines += [f"also at {path}, which is not used" for path in place.others]
+    lines += [f"the copy at {path} is not used" for path in place.others]
     return [
         *lines,
-        "looked for, in this order:",
+        "searched, in this order:",
         *(f"  {one}" for one in places.describe_looked(dataset, place, data_root)),
     ]

@@ -22,7 +22,7 @@ def declarations() -> Path:
     for folder in (here / "datasets", here.parent / "datasets"):
         if (folder / "benchmarks").is_dir():
             return folder
-    raise FileNotFoundError(f"oodbench was installed without its datasets folder, looked for next to {here}")
+    raise FileNotFoundError(f"oodbench was installed without its datasets folder, which belongs next to {here}")
 
 
 def published() -> Path:
@@ -31,7 +31,7 @@ def published() -> Path:
     for folder in (here / "published", here.parent / "results" / "published"):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"oodbench was installed without its published numbers, looked for next to {here}")
+    raise FileNotFoundError(f"oodbench was installed without its published numbers, which belong next to {here}")
 
 
 def reference() -> Path | None:

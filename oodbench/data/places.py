@@ -126,10 +126,10 @@ def bindable(name: str) -> Dataset:
         raise UserError(f"'{dataset.name}' consists of other sets; bind them: {_commands(sources)}")
     if dataset.loader in _NO_FOLDER or is_url(dataset.path):
         raise UserError(
-            f"'{dataset.name}' has no place: it is {'embedded' if dataset.loader == 'glyphs' else 'remote'}"
+            f"'{dataset.name}' cannot be bound: it is {'embedded' if dataset.loader == 'glyphs' else 'remote'}"
         )
     if not dataset.declared or Path(dataset.path).is_absolute():
-        raise UserError(f"'{dataset.name}' is your own set, at {dataset.path}: it needs no other place")
+        raise UserError(f"'{dataset.name}' is your own set, at {dataset.path}: it cannot be bound to another path")
     return dataset
 
 
@@ -138,8 +138,8 @@ def forgettable(name: str) -> str:
     known = catalog.datasets()
     name = next((one.name for one in known.values() if name in one.aliases), name)
     if name not in bindings():
-        bound = ", ".join(sorted(bindings())) or "nothing is"
-        raise UserError(f"'{name}' is not bound to a place; bound: {bound}")
+        bound = ", ".join(sorted(bindings())) or "none"
+        raise UserError(f"'{name}' is not bound; bound datasets: {bound}")
     return name
 
 

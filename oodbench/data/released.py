@@ -145,7 +145,7 @@ def fetch_release(
 
 
 def instructions(wanted: Release, root: Path) -> str:
-    """Return instructions for getting a checkpoint from Google Drive by hand."""
+    """Return instructions for getting a checkpoint from Google Drive manually."""
     return (
         f"open {wanted.drive}\n  download the checkpoint of {wanted.title}\n"
         f"  and put it in {wanted.folder(root)}, or: {wanted.command(root)} --from FILE"
@@ -163,7 +163,7 @@ def _copy(wanted: Release, given: Path, root: Path) -> None:
         if given.suffix.lower() not in _CHECKPOINTS:
             raise UserError(f"--from {given}: name the checkpoint, a file that ends in {', '.join(_CHECKPOINTS)}")
     if absent := [str(path) for path in paths.values() if not path.is_file()]:
-        raise UserError(f"--from: {', '.join(absent[:3])} {'is' if len(absent) == 1 else 'are'} not there")
+        raise UserError(f"--from: {', '.join(absent[:3])} {'does' if len(absent) == 1 else 'do'} not exist")
     for name, path in paths.items():
         _check_content(wanted, root, path, name)
     present = None if wanted.files else wanted.path(root)
@@ -179,9 +179,9 @@ def _fetch_from_drive(wanted: Release, root: Path, watch: StartProgress) -> None
     try:
         import gdown
     except ImportError:
-        by_hand = instructions(wanted, root)
+        steps = instructions(wanted, root)
         raise Missing(
-            f"it is in Google Drive, which the package gdown can read: pip install gdown\n  or {by_hand}"
+            f"it is in Google Drive, which the package gdown can read: pip install gdown\n  or {steps}"
         ) from None
     match = re.search(r"/(folders|file/d)/([\w-]+)", wanted.drive)
     assert match, wanted.drive  # a test reads all declarations
@@ -228,7 +228,7 @@ def _check_content(wanted: Release, root: Path, path: Path, name: str) -> None:
     known = facts["sha256"] if facts else _recorded(wanted.folder(root)).get(name, "")
     if known and (found := file_digest(path)) != known:
         record = shlex.quote(str(wanted.folder(root) / RECORD))
-        hint = "" if facts else f" as when it was got; to take this one: rm {record}, and rerun"
+        hint = "" if facts else f" as at the first download; to accept this file: rm {record}, and rerun"
         raise UserError(f"{path} is not {name} of {wanted.title}: sha256 {found}, not {known}{hint}")
 
 
@@ -249,7 +249,7 @@ def _check_digests(wanted: Release, root: Path, path: Path) -> None:
     for name, actual in found.items():
         if actual != (known := expected.get(name, actual)):
             raise UserError(
-                f"{folder / name} has sha256 {actual}, not {known} as when it was got; remove it, then: "
+                f"{folder / name} has sha256 {actual}, not {known} as at the first download; remove it, then: "
                 f"{wanted.command(root)}"
             )
     if found.keys() != expected.keys():

@@ -329,7 +329,7 @@ class Detector(OutlierEstimator):
 
         Arguments:
             folder        where to write
-            with_encoder  whether the encoder's weights are copied, too
+            with_encoder  whether the encoder's weights are also copied
         Returns:
             The folder.
         Raises:

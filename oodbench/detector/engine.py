@@ -155,7 +155,7 @@ class Engine:
         """Fit the method; raise UserError if it fails, or if it calibrates and there are no images."""
         job = self.plan.jobs[0]
         if job.calibrates and calibration is None:
-            hint = f", or set {job.info.calibrated} by hand" if job.info.calibrated else ""
+            hint = f", or set {job.info.calibrated} explicitly" if job.info.calibrated else ""
             raise UserError(
                 f"{job.label} calibrates on ID images: fit it with some (--threshold-from or --calibration){hint}"
             )

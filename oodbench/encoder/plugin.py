@@ -2,7 +2,7 @@
 
 `--encoder plugin:FILE` names a file with one class that has `pixels` and `text`, or with a function `encoder` that
 returns such an object; `--encoder plugin:NAME` names an entry point of the group `oodbench.encoders`, which is a class
-or a function. It is called with the device ("cpu", "cuda"), or without arguments if it takes none.
+or a function. It is called with the device ("cpu", "cuda"), or without arguments if it has none.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ class MethodInfo:
 
     def calibrates(self, parameters: Mapping[str, Any]) -> bool:
         """Return whether fit() reads ID training images: not if the user gave the value that it computes from them."""
-        by_hand = self.calibrated and parameters.get(self.calibrated) is not None
-        return "CALIBRATION" in self.needs and not by_hand
+        is_given = self.calibrated and parameters.get(self.calibrated) is not None
+        return "CALIBRATION" in self.needs and not is_given
 
     def card(self, parameters: Mapping[str, Any] | None = None, shots: int | None = None) -> Access:
         """Return the access card for some hyper-parameters, by default the defaults."""

@@ -213,7 +213,7 @@ def quick_problems(jobs: Sequence[Job], device: str) -> list[str]:
 def citation_problem(info: MethodInfo) -> str:
     """Return what is missing in the file's first line, `Title: description (Authors, Venue Year, URL)`, or "".
 
-    This is no breach of contract, as a new method has no paper yet.
+    This does not break the contract, because a new method has no paper yet.
     """
     if not re.search(r"\d{4}", info.citation) or not re.search(r"arXiv:\d{4}\.\d{4,5}|doi:|https?://", info.citation):
         return (

@@ -56,16 +56,16 @@ def choose_encoder(
         reason = f"encoder {distinct[0]}, {why.format(', '.join(needed))}"
         if others and benchmark.encoder not in ("", distinct[0]):
             alone = command(request, methods=",".join(others), encoder=benchmark.encoder, weights=())
-            reason += f"; the others alone with the benchmark's: {alone}"
+            reason += f"; to run the other methods with the benchmark's encoder: {alone}"
         return EncoderChoice(distinct[0], "" if distinct[0] == EMBEDDED else reason)
     if not benchmark.encoder:
         known = ", ".join(known_encoders())
         example = f"\n  {command(request, encoder='ViT-B-16/openai')}" if is_run else ""
         raise UserError(
             f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai\n"
-            f"  those of the papers: {known}{example}"
+            f"  encoders used in the papers: {known}{example}"
         )
-    reason = f"encoder {benchmark.encoder}, that of benchmark '{benchmark.name}'; --encoder names another"
+    reason = f"encoder {benchmark.encoder}, the default of benchmark '{benchmark.name}'; --encoder selects another"
     return EncoderChoice(benchmark.encoder, "" if benchmark.encoder == EMBEDDED else reason)
 
 

@@ -125,7 +125,7 @@ class Job:
         return "STREAM" in self.info.needs
 
     @property
-    def by_hand(self) -> str:
+    def uncalibrated_option(self) -> str:
         """Return the option that makes calibration images unnecessary, "" if there is none."""
         return f"--set {self.info.name}.{self.info.calibrated}=..." if self.info.calibrated else ""
 
@@ -171,7 +171,11 @@ class Jobs:
         return tuple(job for job in self.jobs if not job.only_base)
 
     def reasons(self, own: Mapping[str, str], joint: str = ": ") -> dict[str, str]:
-        """Return why jobs with rows cannot run, by label: their own reasons, or those of their base."""
+        """Return why jobs with rows cannot run, by label: their own reasons, or those of their base.
+
+        Reasons in `own` may begin with the label of their job, which is removed.
+        """
+        own = {label: reason.removeprefix(f"{label}: ") for label, reason in own.items()}
         failed = [job for job in self.rows if job.label in own or job.base in own]
         return {job.label: own.get(job.label) or f"needs its base {job.base}{joint}{own[job.base]}" for job in failed}
 

@@ -206,7 +206,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     calibration = CalibrationImages()
     ood: list[OodSet] = []
     missing: dict[str, str] = {}  # OOD sets that --skip-missing skips -> reason
-    absent: list[str] = []  # all sets that are not there
+    absent: list[str] = []  # all missing sets
     if protocol:
         if not needs_ood:
             protocol = dataclasses.replace(protocol, ood=())
@@ -246,7 +246,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
                     collected.problems += error.problems
         if len(absent) > 1 and not missing and protocol.benchmark.name in catalogue.benchmarks():
             everything = f"oodbench datasets get {protocol.benchmark.name}{data_option(options.data_root)}"
-            collected.problems[-1] += f"\n  all {len(absent)} sets that are not there: {everything}"
+            collected.problems[-1] += f"\n  to get all {len(absent)} missing sets: {everything}"
         protocol = attempt(protocol.without, missing) if missing else protocol
         if id_set:
             attempt(check_folders, id_set, [ood_set.listing for ood_set in ood])
@@ -332,7 +332,7 @@ def _without_streams(jobs: Jobs, request: RunRequest) -> Jobs:
 
 def _alternative(job: Job) -> str:
     """Return how the user can run a method without calibration images, or ""."""
-    return f"\n  or do without: {job.by_hand}" if job.by_hand else ""
+    return f"\n  or do without: {job.uncalibrated_option}" if job.uncalibrated_option else ""
 
 
 def _calibration(

@@ -220,7 +220,7 @@ def waves(state: RunState) -> list[list[FittedMethod]]:
 def run(state: RunState) -> None:
     """Compute the missing scores of a plan in this process, wave by wave, one dataset after the other.
 
-    Raises UserError if an image cannot be read, the device is not there, or the store cannot be written.
+    Raises UserError if an image cannot be read, the device does not exist, or the store cannot be written.
     """
     plan, watch = state.plan, state.watch
     device = pick_device(plan.request.device)

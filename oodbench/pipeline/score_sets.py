@@ -181,7 +181,7 @@ def matched(dataset: Dataset, group: str, file: SetFile, options: LoadOptions, *
         if absent and not options.allow_partial:
             raise UserError(
                 f"{where}: {_of(len(kept), len(images))} images; without a score: "
-                f"{_few([names[i] for i in absent])}; add them, or take what is there with --allow-partial"
+                f"{_few([names[i] for i in absent])}; add them, or accept the subset with --allow-partial"
             )
         digest = images.digest if not absent else images.select(kept).digest
         checked = "names and number, with the images on this disk"
@@ -230,9 +230,9 @@ def _unlisted(dataset: Dataset, group: str, file: SetFile, options: LoadOptions,
     if scores.names is not None:
         _check_once(file, names)
     if dataset.count is not None and n != dataset.count and not (options.allow_partial and n < dataset.count):
-        fewer = ", or take what is there with --allow-partial" if n < dataset.count else ""
+        fewer = ", or accept the subset with --allow-partial" if n < dataset.count else ""
         raise UserError(
-            f"{file.path}: {dataset.name}: {_of(n, dataset.count)} images that the catalogue counts; give one for "
+            f"{file.path}: {dataset.name}: {_of(n, dataset.count)} images that the catalogue declares; give one for "
             f"each{fewer}"
         )
     counted = "number, with the catalogue; the images are not all on this disk, and the order is the file's"
@@ -282,7 +282,7 @@ def _positions(file: SetFile, listed: Sequence[str], dataset: str) -> Integers:
     if None in found:
         i = found.index(None)
         twice = counts[given[i].rpartition("/")[2]] > 1
-        why = "is the name of several images; write their paths" if twice else "is none of its images"
+        why = "is the name of several images; write their paths" if twice else "is not one of its images"
         raise UserError(f"{file.path}, {file.scores.where(i)}: {dataset}: '{given[i]}' {why}, such as {_few(listed)}")
     positions = [i for i in found if i is not None]
     _check_once(file, [listed[i] for i in positions])

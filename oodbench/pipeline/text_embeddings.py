@@ -60,7 +60,9 @@ def class_embeddings(
         prompts_of = [[template.replace("{}", name) for name in names] for template in lines.lines]
         if truncated := [prompt for part in prompts_of for prompt in _truncated(plan, encoder(), part)]:
             count = f"{len(truncated)} of {len(lines.lines) * len(names):,} prompts are"
-            log.warning('%s cut to the context of %s, "%s" first', count, plan.card.name, truncated[0])
+            log.warning(
+                '%s truncated to the context length of %s; the first is "%s"', count, plan.card.name, truncated[0]
+            )
         vectors = _averages(encoder(), lines.lines, names, progress(len(lines.lines) * len(names)))
         for name in AVERAGES:
             bad = np.flatnonzero(~np.isfinite(vectors[name]).all(1))
@@ -244,6 +246,6 @@ def _truncated(plan: Plan, encoder: LoadedEncoder, prompts_of: Sequence[str]) ->
         if lost:
             raise UserError(
                 f"{len(truncated)} of {len(distinct)} prompts are longer than the context of {plan.card.name}, and "
-                f"class names get lost, as in '{lost[0]}'; use shorter templates"
+                f"class names are cut off, as in '{lost[0]}'; use shorter templates"
             )
     return truncated

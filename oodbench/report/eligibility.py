@@ -87,7 +87,7 @@ def _off_protocol(row: Result) -> Iterator[str]:
         (group, one), (expected_group, dataset) = found[name], theirs[name]
         if group != expected_group:
             yield f"{name}: its group is '{group}', but '{expected_group}' in the catalogue"
-        if dataset.count not in (None, one.n) and row.stream.get("ratio", "all") == "all":
+        if dataset.count not in (None, one.n) and not one.partial and row.stream.get("ratio", "all") == "all":
             yield f"{name}: {one.n:,} images, but {dataset.count:,} in the catalogue"
 
 
@@ -97,7 +97,8 @@ def _other_lists(row: Result, scores: Path) -> Iterator[str]:
     The catalogue has the lists of sets that are read by a list; this project's own results have those of glyphs.
     """
     drawn = _drawn()
-    known = [one for one in _sets(row) if one.list_digest or not row.imported]  # imported scores may lack a list
+    complete = [one for one in _sets(row) if not one.partial]  # _incomplete names the others
+    known = [one for one in complete if one.list_digest or not row.imported]  # imported scores may lack a list
     for one in known:
         if one.dataset in drawn and one.list_digest != drawn[one.dataset]:
             found = one.list_digest[:12] or "not named"

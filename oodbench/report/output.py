@@ -104,34 +104,38 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
     if request.form not in FORMATS:
         problems.append(f"no format '{request.form}'{did_you_mean(request.form, FORMATS)}")
     if request.standalone and request.form != "latex":
-        problems.append("--standalone goes with --format latex")
+        problems.append("--standalone requires --format latex")
     if options.cite and request.form != "latex":
-        problems.append("--cite goes with --format latex")
+        problems.append("--cite requires --format latex")
     if options.cite and options.transpose:
-        problems.append("--cite does not go with --transpose, whose columns are the methods")
+        problems.append("--cite cannot be combined with --transpose, whose columns are the methods")
     if request.form in _FILES and not (request.output or request.bib):
         problems.append(f"--format {request.form} writes a file: name it with --output FILE")
     if request.form == "html" and options.transpose:
-        problems.append("--transpose does not go with --format html, because its lines can be sorted")
+        problems.append("--transpose cannot be combined with --format html, because its lines can be sorted")
     if options.stream_parts and request.form in ("html", *_DATA):
-        problems.append(f"--stream-parts does not go with --format {request.form}, which always includes the parts")
+        problems.append(
+            f"--stream-parts cannot be combined with --format {request.form}, which always includes the parts"
+        )
     if options.stream_parts and not any(row.stream for row in rows if options.chooses(row)):
         problems.append("--stream-parts: no result is from a method that learns from the test stream")
     if request.figures is not None and request.form != "html":
-        problems.append(f"--{'with' if request.figures else 'no'}-figures goes with --format html")
+        problems.append(f"--{'with' if request.figures else 'no'}-figures requires --format html")
     for name, given in (("width", request.width), ("kind", request.kinds)):
         if given and request.form != "figures":
-            problems.append(f"--{name} goes with --format figures")
+            problems.append(f"--{name} requires --format figures")
     if request.bib and request.form == "html":
-        problems.append("--bib writes BibTeX: it does not go with --format html")
+        problems.append("--bib writes BibTeX and cannot be combined with --format html")
     if request.compare and request.quotes:
         problems.append("--compare and --quote each add published results; choose one of them")
     if request.form in _DATA and request.compare:
-        problems.append(f"--compare does not go with --format {request.form}; add published results with --quote")
+        problems.append(
+            f"--compare cannot be combined with --format {request.form}; add published results with --quote"
+        )
     problems += _problems_of_latex(request)
     problems += _problems_of_ours(options, rows, [row for row in rows if options.chooses(row)])
     if request.long and request.form not in _DATA:
-        problems.append("--long goes with --format csv and --format parquet")
+        problems.append("--long requires --format csv or --format parquet")
     for job in (
         lambda: FigureOptions(kinds=request.kinds, width=parse_width(request.width)),
         lambda: check(options, rows),
@@ -147,7 +151,7 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
 
 def _problems_of_latex(request: OutputOptions) -> list[str]:
     problems = [
-        f"--{name} goes with --format latex"
+        f"--{name} requires --format latex"
         for name in ("caption", "label")
         if getattr(request, name) and (request.form != "latex" or request.bib)
     ]

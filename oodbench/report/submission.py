@@ -27,7 +27,7 @@ from oodbench.storage.store import file_digest
 
 FILE = "submission.toml"
 RESULT, SCORES, SHOTS = "result.json", "result.parquet", "result.shots.txt"
-TEXTS = ("handle", "who", "paper", "code", "licence", "hardware")
+TEXTS = ("handle", "authors", "paper", "code", "licence", "hardware")
 NONE = "none"  # the paper of a method that has none yet
 _LONGEST = 300  # characters of a statement
 _HANDLE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,37}[A-Za-z0-9])?")
@@ -43,7 +43,7 @@ class Statement:
     """Statement of a submitter.
 
     handle    folder of all submissions of one submitter, such as the name of an account
-    who       names and affiliations
+    authors   names and affiliations
     paper     URL, DOI or arXiv number of the method's paper; "none"
     code      URL of the code that computed the scores
     licence   of the submitted files, such as CC-BY-4.0
@@ -52,7 +52,7 @@ class Statement:
     """
 
     handle: str
-    who: str
+    authors: str
     paper: str
     code: str
     licence: str
@@ -214,6 +214,8 @@ def read_submission(folder: Path) -> Submission:
     about, files = raw.get("submission"), raw.get("files")
     if set(raw) != {"submission", "files"} or not isinstance(about, dict) or not isinstance(files, dict):
         raise UserError(f"{path} has the keys {', '.join(raw) or 'none'}; its tables are [submission] and [files]")
+    if "who" in about and "authors" not in about:  # the key of `authors` in older submissions
+        about = {("authors" if name == "who" else name): value for name, value in about.items()}
     kinds = {one.name: bool if one.name.startswith("tuned") else str for one in dataclasses.fields(Submission)[:-2]}
     problems = [f"{path}: no key '{name}'{did_you_mean(name, kinds)}" for name in about if name not in kinds]
     problems += [f"{path}: '{name}' is missing" for name in kinds if name not in about]
@@ -231,7 +233,7 @@ def read_submission(folder: Path) -> Submission:
     found = Submission(**about, files=files, folder=folder)
     problems = found.problems()
     if not iso_day(found.created):
-        problems.append(f"'created' is {found.created[:40]!r}, no date such as 2026-11-28T12:00:00+00:00")
+        problems.append(f"'created' is {found.created[:40]!r}, not a date such as 2026-11-28T12:00:00+00:00")
     raise_all([f"{path}: {wrong}" for wrong in problems])
     return found
 

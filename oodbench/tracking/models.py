@@ -76,7 +76,7 @@ def register(tracker: Tracker, name: str, model: Model) -> Version:
             raise UserError(f"--name {name!r}: {first_line(error)}") from error
         if reason := unreachable_reason(tracker):
             raise UserError(
-                f"tracking store {tracker.place} does not answer ({reason}); give another by --tracking-uri"
+                f"tracking store {tracker.place} does not answer ({reason}); give another with --tracking-uri"
             )
         try:
             with lock(tracker):
@@ -84,7 +84,7 @@ def register(tracker: Tracker, name: str, model: Model) -> Version:
             return _register(client, tracker, name, model)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             text = first_line(tracker.without_secret(error))
-            raise UserError(f"tracking store {tracker.place} did not take the model ({text})") from error
+            raise UserError(f"tracking store {tracker.place} rejected the model ({text})") from error
 
 
 @contextmanager

@@ -26,14 +26,14 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow may
 _NOTE_TAG = "mlflow.note.content"
 _NOTES = {
     RUNS: """\
-One run per `oodbench run`, with its table, page and pictures as artifacts; below it, one run per method.
+One run per `oodbench run`, with its table, page and figures as artifacts; below it, one run per method.
 
 - Sort by `auroc/mean`: the methods of all runs in order, which the chart view shows as bars.
 - Search `tags.method = 'clipn'`, `tags.encoder = 'ViT-B-16/openai'`, `tags.status = 'failed'`.
 - Search `tags.method LIKE '%' AND metrics."fpr95/mean" < 0.3`: methods alone, without the runs above them.
 """,
     TRAINING: "One run per `oodbench train`: chart `loss`. `tags.method`, `tags.encoder`, and `tags.weights` (sha256).",
-    MODELS: "What `oodbench register` logged; versions lie in the model registry.",
+    MODELS: "What `oodbench register` logged; versions are in the model registry.",
 }
 
 
@@ -121,7 +121,7 @@ def lock(tracker: Tracker) -> Iterator[str]:
         raise OSError(f"{tracker.results / '.sending'}: {error}") from error
 
 
-# Files of a run by name: `table.md`, `pictures/roc.png`. Called only if there is a result to send.
+# Files of a run by name: `table.md`, `figures/roc.png`. Called only if there is a result to send.
 Attach = Callable[[Sequence[Result]], Iterable[tuple[str, bytes]]]
 
 

@@ -184,8 +184,8 @@ def truncation_note(captions: Sequence[str], encoder: LoadedEncoder) -> str:
     truncated = encoder.truncated(long)
     if not truncated:
         return ""
-    count = f"{len(truncated):,} of {len(set(captions)):,} captions are cut"
-    return f'{count} to the {context} tokens of {encoder.card.name}, "{truncated[0]}" first'
+    count = f"{len(truncated):,} of {len(set(captions)):,} captions are truncated"
+    return f'{count} to the context length of {encoder.card.name}, {context} tokens; the first is "{truncated[0]}"'
 
 
 def _embed_images(job: ExtractionJob, load: EncoderLoader, progress: StartProgress) -> list[tuple[int, Entry]]:

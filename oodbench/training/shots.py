@@ -57,7 +57,7 @@ def benchmark_of(request: TrainRequest) -> Benchmark:
 def find_shots(request: TrainRequest, store: Store) -> Shots:
     """Draw the images of a request, the same as `oodbench run --shots K --shot-seed SEED`; none is decoded.
 
-    Raises UserError if the ID set or its training images are not there, or a class has fewer images than asked for.
+    Raises UserError if the ID set or its training images are missing, or a class has fewer images than asked for.
     """
     protocol = catalog.protocol(request.id or GLYPHS, (), request.classes, needs_ood=False)
     dataset = dataclasses.replace(protocol.id, clean_names=protocol.id.clean_names or request.clean_names)

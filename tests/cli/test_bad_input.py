@@ -147,14 +147,14 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         [
             "dataset 'imagenet1k' was not found at",
             *(f"dataset '{name}' was not found at" for name in ("inaturalist", "sun", "places")),
-            "all 5 sets that are not there: oodbench datasets get mos --data 'else where'",
+            "to get all 5 missing sets: oodbench datasets get mos --data 'else where'",
         ],
     ),
-    "fewer images than the catalogue counts": (
+    "fewer images than the catalogue declares": (
         ["--id", "imagenet1k", "--encoder", "ViT-B-16/openai", "--data", "data", "--ood", "textures"],
         [
-            "holds 1 images, the catalogue counts 50000; complete it, or use it as it is with --allow-partial",
-            "holds 1 images, the catalogue counts 5640",
+            "holds 1 images, but the catalogue declares 50000; complete it, or use it as it is with --allow-partial",
+            "holds 1 images, but the catalogue declares 5640",
         ],
     ),
     "empty folder": (

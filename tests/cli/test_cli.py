@@ -198,7 +198,7 @@ def test_imagenet_with_a_vit_b_32_of_real_size(cli: Cli, shared: Path, tmp_path:
     refused = cli(*arguments, *where)
     assert refused.returncode == 2
     for n, total in (("1000", "50000"), ("400", "5640"), ("1000", "10000")):
-        assert f"holds {n} images, the catalogue counts {total}" in refused.stderr
+        assert f"holds {n} images, but the catalogue declares {total}" in refused.stderr
     plan = cli(*arguments, *where, "--allow-partial", "--dry-run")
     for line in (
         "imagenet1k: 1,000 of 50,000 images",

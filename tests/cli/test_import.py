@@ -157,7 +157,7 @@ def head(frame: pd.DataFrame) -> pd.DataFrame:
 
 BAD: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], dict[str, str | None], list[str], str]] = {
     "twice": (lambda f: pd.concat([f, f.iloc[2:3]]), {}, [], r"sky\.csv, line 32: '.*' has a score already, in line 4"),
-    "unknown": (lambda f: f.replace(f["name"].iloc[1], "x.png"), {}, [], r"line 3: .*'x\.png' is none of its images"),
+    "unknown": (lambda f: f.replace(f["name"].iloc[1], "x.png"), {}, [], r"line 3: .*'x\.png' is not one of its"),
     "few": (head, {}, [], r"26 scores for 30 images; without a score: dog/sky022\.png, .* and 1 more;"),
     "nameless": (lambda f: f[["score"]].head(26), {}, [], r"26 scores for 30 images at .*/sky; scores without names"),
     "nan": (lambda f: f.assign(score=np.nan), {}, [], r"no score"),
@@ -236,7 +236,7 @@ def test_sets_that_are_not_on_this_disk_are_counted(tmp_path: Path, cli: Cli) ->
     assert (row.id.n, row.id.list_digest, row.encoder) == (one.id.count, "", {"name": "a net", "slug": "a-net"})
     np.save(tmp_path / "dtd.npy", np.arange(99))
     done = cli("import", *options, "0", ".", cwd=tmp_path)
-    assert done.returncode == 2 and re.search(r"99 scores for 5,640 images that the catalogue counts", done.stderr)
+    assert done.returncode == 2 and re.search(r"99 scores for 5,640 images that the catalogue declares", done.stderr)
 
 
 @pytest.mark.parametrize(

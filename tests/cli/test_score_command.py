@@ -165,7 +165,7 @@ def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None
         (("--method", "mcm"), "name --method and --classes"),
         (
             ("--method", "react", "--classes", "names.txt"),
-            "(--threshold-from or --calibration), or set threshold by hand",
+            "(--threshold-from or --calibration), or set threshold explicitly",
         ),
         (("--method", "mcm,msp", "--classes", "names.txt"), "a detector is one method, not mcm,msp"),
         (("--method", "mcm", "--classes", "names.txt", "--output", "x.txt"), "must end in .csv or .parquet"),

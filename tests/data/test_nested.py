@@ -96,7 +96,7 @@ def test_deeper_class_folders_are_suggested_with_a_reference() -> None:
     assert "if the classes are one folder deeper, name them 'folder:/data/x/*'" in remarks(*superclasses)
     assert "deeper" not in remarks("cat/1.png", "cat/v/2.png", "dog/3.png")
     said = remarks("ill/images/1.png", "ill/masks/1.png", "well/images/2.png", "well/masks/2.png")
-    assert "images in images, masks count alike" in said and "/*" not in said
+    assert "images in images, masks all count, even masks and labels" in said and "/*" not in said
 
 
 def test_splits_are_not_classes_at_any_depth() -> None:

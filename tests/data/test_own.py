@@ -185,10 +185,10 @@ def test_clean_names_are_suggested_and_printed(place: Path, cli: Cli) -> None:
     )
     offered = cli(*run)
     assert "1 class names are not words; --clean-names uses SeaLake as sea lake" in offered.stderr
-    assert "classes    2 from 'folders'\n" in offered.stdout
+    assert "classes    2 (list: folders)\n" in offered.stdout
     taken = cli(*run, "--clean-names")
     assert "note: folder:land/test: class names as words: forest (Forest), sea lake (SeaLake)\n" in taken.stderr
-    assert "classes    2 from 'folders, as words'\n" in taken.stdout and "no words" not in taken.stderr
+    assert "classes    2 (list: folders, as words)\n" in taken.stdout and "no words" not in taken.stderr
     added = cli("datasets", "add", "land", "--loader", "classes", "--path", "land/test", "--clean-names")
     assert "class names as words: forest (Forest), sea lake (SeaLake)" in added.stderr
     own = load_images(catalogue.dataset("land"), LoadOptions(Path(), Store(place / "store")), labelled=True)

@@ -165,9 +165,9 @@ def test_a_flattened_set_has_its_own_files_only(tmp_path: Path) -> None:
 def test_a_miscounted_set_is_refused_with_commands(layout: str, tmp_path: Path) -> None:
     IMAGENET[layout](tmp_path)
     options = LoadOptions(tmp_path, Store(tmp_path / ".store"), allow_partial=False)
-    with pytest.raises(UserError, match="holds 12 images, the catalogue counts 50000; complete it") as error:
+    with pytest.raises(UserError, match="holds 12 images, but the catalogue declares 50000; complete it") as error:
         load_images(catalog.dataset("imagenet1k"), options, labelled=True)
-    assert f"oodbench datasets get imagenet1k --data {tmp_path} gets it" in str(error.value)
+    assert f"get it with: oodbench datasets get imagenet1k --data {tmp_path};" in str(error.value)
     assert "oodbench datasets locate imagenet1k PATH" in str(error.value) and "--allow-partial" in str(error.value)
 
 
@@ -285,7 +285,7 @@ def test_bound_places_are_shown_and_forgotten(tmp_path: Path, cli: Cli) -> None:
     put(tmp_path / 'my "photos"', "a.jpg")
     put(tmp_path / "data/SUN/images", "b.jpg")
     data = ("--data", tmp_path / "data")
-    assert "no place is bound" in cli("datasets", "locate").stdout
+    assert "no dataset is bound" in cli("datasets", "locate").stdout
     assert f"sun: {tmp_path}/data/SUN/images\n" in cli("datasets", "locate", "sun", *data).stdout
     done = cli("datasets", "locate", "sun", 'my "photos"', "--allow-partial", *data, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -296,7 +296,7 @@ def test_bound_places_are_shown_and_forgotten(tmp_path: Path, cli: Cli) -> None:
     shutil.rmtree(tmp_path / 'my "photos"')
     with pytest.raises(Missing, match="it is bound to .*photos") as error:
         listed("sun", tmp_path / "data")
-    assert "oodbench datasets locate sun PATH binds another place, --forget none" in str(error.value)
+    assert "oodbench datasets locate sun PATH binds another path; --forget removes the binding" in str(error.value)
     assert cli("datasets", "locate", "sun", "--forget").returncode == 0 and not bindings()
     assert listed("sun", tmp_path / "data").names == ("b.jpg",)
 
@@ -307,11 +307,11 @@ def test_bound_places_are_shown_and_forgotten(tmp_path: Path, cli: Cli) -> None:
         (("mos", "."), "'mos' is a benchmark; bind its sets: oodbench datasets locate imagenet1k PATH; "),
         (("imagenet10", "."), "consists of other sets; bind them: oodbench datasets locate imagenet1k PATH"),
         (("imagenet1k-fs", "."), "oodbench datasets locate imagenet-v2-openood PATH"),
-        (("glyphs", "."), "'glyphs' has no place: it is embedded"),
+        (("glyphs", "."), "'glyphs' cannot be bound: it is embedded"),
         (("folder:x", "."), "is your own set"),
         (("sunn", "."), "no dataset 'sunn'; did you mean 'sun'"),
         (("sun", "nowhere"), "nowhere does not exist"),
-        (("sun", "--forget"), "'sun' is not bound to a place; bound: nothing is"),
+        (("sun", "--forget"), "'sun' is not bound; bound datasets: none"),
         (("sun", ".", "--forget"), "--forget takes no PATH"),
     ],
 )  # fmt: skip
@@ -342,7 +342,7 @@ def test_a_missing_bound_place_is_reported_before_any_fetch(tmp_path: Path, cli:
     (tmp_path / "disk").rename(tmp_path / "away")
     (tmp_path / "SUN.tar.gz").write_bytes(b"not read")
     done = cli("datasets", "get", "sun", "--from", tmp_path / "SUN.tar.gz", "--data", tmp_path / "data")
-    assert done.returncode == 3 and f"it is bound to {tmp_path / 'disk'} but not there" in done.stdout
+    assert done.returncode == 3 and f"it is bound to {tmp_path / 'disk'}, which does not exist" in done.stdout
     assert cli("datasets", "locate", "sun", "--forget").returncode == 0
 
 

@@ -86,7 +86,7 @@ def test_a_file_that_the_user_got_is_checked_copied_and_recorded(tmp_path: Path,
     data = tmp_path / "data"
     for given, said in (
         (page, "is a web page"),
-        (tmp_path / "gone.pt", "not there"),
+        (tmp_path / "gone.pt", "does not exist"),
         (tmp_path, "name the checkpoint"),
     ):
         done = cli("get", "weights", "clipn", "--from", given, "--data", data)
@@ -101,7 +101,9 @@ def test_a_file_that_the_user_got_is_checked_copied_and_recorded(tmp_path: Path,
     assert str(copy) in cli("get", "weights", "--data", data).stdout
     copy.write_bytes(CHECKPOINT[:-1])
     done = cli("get", "weights", "clipn", "--data", data)
-    assert done.returncode == 1 and "as when it was got; remove it, then: oodbench get weights clipn" in done.stderr
+    assert (
+        done.returncode == 1 and "as at the first download; remove it, then: oodbench get weights clipn" in done.stderr
+    )
 
 
 def test_a_manually_placed_file_is_used(tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_another_checkpoint_does_not_replace_the_fetched_one(drive: SimpleNamesp
     other.parent.mkdir()
     other.write_bytes(CHECKPOINT[::-1])
     record = path.with_name("SHA256SUMS")
-    with pytest.raises(UserError, match=f"as when it was got; to take this one: rm {record}, and rerun"):
+    with pytest.raises(UserError, match=f"as at the first download; to accept this file: rm {record}, and rerun"):
         fetch_release(wanted, tmp_path, other)
     renamed = other.with_name("last.pt")
     renamed.write_bytes(CHECKPOINT)
@@ -276,7 +278,7 @@ def test_files_are_fetched_and_checked_and_a_rerun_fetches_what_is_missing(words
     assert fetch_release(words, tmp_path, retry=HASTE) == folder
     assert {path.name for path in folder.iterdir() if path.suffix == ".txt"} == set(words.files)
     (folder / "adj.all.txt").write_bytes(b"green\n")
-    with pytest.raises(UserError, match="as when it was got; remove it, then: oodbench get words neglabel"):
+    with pytest.raises(UserError, match="as at the first download; remove it, then: oodbench get words neglabel"):
         fetch_release(words, tmp_path, retry=HASTE)
 
 

@@ -13,6 +13,7 @@ import torch
 from oodbench.errors import UserError
 from oodbench.method import registry
 from oodbench.method.toy import CLASSES, ToyWorld
+from oodbench.pipeline.jobs import make_jobs, readable_jobs
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import RunRequest
 
@@ -125,6 +126,8 @@ def test_a_file_without_names_is_refused(text: str | None, message: str, tmp_pat
 def test_without_a_list_the_message_has_the_command_for_one() -> None:
     with pytest.raises(UserError, match=r"(?s)it needs words=FILE.*oodbench get words eoe\n.*--set eoe.words=FILE"):
         made()
+    in_group = dict(readable_jobs(make_jobs(RunRequest(methods="zero-shot"))).skipped_methods)
+    assert in_group["eoe"].startswith("it needs words=FILE"), "the note begins with the name"
 
 
 def test_a_list_of_class_names_alone_is_refused(world: ToyWorld, tmp_path: Path) -> None:

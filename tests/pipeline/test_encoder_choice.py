@@ -72,7 +72,7 @@ def test_the_choice_is_explained_with_a_command_for_the_others() -> None:
     assert LAION in reason and "released weights of clipn" in reason
     alone = shlex.split(reason.rpartition(": ")[2])
     assert alone == [*"oodbench run --methods mcm,energy[scale=1] --id imagenet1k --encoder".split(), OPENAI]
-    assert "that of benchmark 'mos'" in chosen("mcm").reason
+    assert "the default of benchmark 'mos'" in chosen("mcm").reason
     assert chosen("mcm", encoder=SMALL) == EncoderChoice(SMALL) and not chosen("mcm", "glyphs").reason
 
 

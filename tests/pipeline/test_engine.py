@@ -299,7 +299,7 @@ def test_prompts_truncated_before_the_class_name_are_refused(images: Path, tmp_p
     long = "a very long and detailed studio photograph, taken last sunny summer in the garden, of one single {}"
     (row,) = results(request(images, tmp_path, methods="mcm", templates=long))
     assert row.status == "failed"
-    assert "class names get lost" in (row.error or "")
+    assert "class names are cut off" in (row.error or "")
 
 
 def test_a_plugin_may_have_several_files(images: Path, tmp_path: Path) -> None:

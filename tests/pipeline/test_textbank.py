@@ -78,7 +78,7 @@ def test_cut_prompts_are_compared_by_their_tokens(tmp_path: Path) -> None:
             return torch.tensor([[token] for token in self.tokens])
 
     alike: Any = Cutting(1, 1)
-    with pytest.raises(UserError, match="class names get lost, as in 'a dogs'"):
+    with pytest.raises(UserError, match="class names are cut off, as in 'a dogs'"):
         class_embeddings(plan(tmp_path / "store", file, "templates"), str(file), lambda: alike)
     apart: Any = Cutting(1, 2)
     assert class_embeddings(plan(tmp_path / "store", file, "templates"), str(file), lambda: apart).shape == (2, 2)

@@ -92,7 +92,7 @@ def test_significance_is_tested_within_a_group() -> None:
 def test_the_note_names_what_methods_see() -> None:
     rows = [result(f"m{place}", 0.9, seen) for place, seen in enumerate(CARDS)]
     (note,) = report.tables(rows)[0].footnotes
-    assert note.startswith("Access besides class names and the image: ") and "M7" not in note
+    assert note.startswith("Access in addition to class names and the image: ") and "M7" not in note
     for part in (
         "4 labelled ID images a class: M0",
         "16 labelled ID images a class: M1",

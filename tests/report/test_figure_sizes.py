@@ -212,7 +212,7 @@ def test_options_of_figures_that_are_refused(flags: list[str], said: str, tmp_pa
     assert done.exit_code == 2 and said in done.stderr and not (tmp_path / "out").exists()
     if flags[0] == "--width":
         done = CliRunner().invoke(main, ["report", "--results", str(tmp_path), "--width", "column"])
-        assert done.exit_code == 2 and "--width goes with --format figures" in done.stderr
+        assert done.exit_code == 2 and "--width requires --format figures" in done.stderr
 
 
 def test_one_kind_in_one_command(tmp_path: Path) -> None:

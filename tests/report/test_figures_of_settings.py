@@ -251,7 +251,7 @@ def test_a_default_that_is_no_number_is_the_mean_of_its_seeds(default: object) -
     plot = sweep_plots(rows, sets=["sun"])[0]
     np.testing.assert_allclose(line(plot.figure.axes[0], "SUN"), np.array([[5, 55], [10, 60]]))
     np.testing.assert_allclose(line(plot.figure.axes[0], "default of SUN")[:, 1], 70)
-    assert "Mean over seeds" in plot.caption and "Other values that are no number are not shown." in plot.caption
+    assert "Mean over seeds" in plot.caption and "Other values that are not numbers are not shown." in plot.caption
 
 
 def test_one_value_is_no_figure() -> None:

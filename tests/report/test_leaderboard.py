@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "a_b & 50% <script>alert(1)</script></script><!-- \"q\" 'x' <img src=x onerror=alert(2)> $x$ | =1"
 STATED: dict[str, object] = {
-    "who": "Ann, Somewhere",
+    "authors": "Ann, Somewhere",
     "paper": "none",
     "code": "https://example.org/code",
     "licence": "CC0-1.0",

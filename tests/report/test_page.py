@@ -432,8 +432,11 @@ def test_refused_options_of_the_page(cli: Cli, tmp_path: Path) -> None:
     results = lay(tmp_path / "results", row())
     for flags, remedy in (
         (("--format", "html"), "name it with --output FILE"),
-        (("--format", "html", "--output", "x.html", "--transpose"), "--transpose does not go with --format html"),
-        (("--format", "markdown", "--no-figures"), "--no-figures goes with --format html"),
+        (
+            ("--format", "html", "--output", "x.html", "--transpose"),
+            "--transpose cannot be combined with --format html",
+        ),
+        (("--format", "markdown", "--no-figures"), "--no-figures requires --format html"),
     ):
         done = cli("report", "--results", results, *flags, cwd=tmp_path)
         assert done.returncode == 2 and remedy in done.stderr and len(done.stderr.splitlines()) == 1

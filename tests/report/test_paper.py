@@ -348,8 +348,8 @@ def test_a_label_may_hold_a_sign_of_equality(tmp_path: Path) -> None:
         (["--rename", "SUN=a", "--rename", "SUN=b"], "--rename SUN= is given twice"),
         (["--rename", "SUN"], "--rename 'SUN' is not NAME=TEXT"),
         (["--label", "tab:a b"], "--label 'tab:a b' is not a valid LaTeX label"),
-        (["--label", "tab:a", "--format", "csv"], "--label goes with --format latex"),
-        (["--caption", "short", "--format", "markdown"], "--caption goes with --format latex"),
+        (["--label", "tab:a", "--format", "csv"], "--label requires --format latex"),
+        (["--caption", "short", "--format", "markdown"], "--caption requires --format latex"),
         (["--caption", "shrt"], "no caption 'shrt'; did you mean 'short'?"),
     ],
 )
@@ -450,7 +450,7 @@ def test_other_shapes_do_not_break_the_style() -> None:
     for options in ({"transpose": True}, {"group": "none"}, {"metrics": ("seconds",)}, {"metrics": ("accuracy",)}):
         assert text_of(rows(MOS), **options).count(r"\begin{tabular}") == 1
     assert paper([]) == ""
-    with pytest.raises(UserError, match="--cite does not go with --transpose"):
+    with pytest.raises(UserError, match="--cite cannot be combined with --transpose"):
         text_of(rows(MOS), transpose=True, cite=True)
     with pytest.raises(UserError):
         text_of(rows(MOS), rename=(("nobody", "x"),))

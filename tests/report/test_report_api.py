@@ -75,7 +75,7 @@ def test_options_of_a_format_replace_those_of_the_report(folder: Path) -> None:
     assert list(first.label[:2]) == ["m5", "m1"]
     assert found.to_markdown(id="other").count("M4") == 1
     assert found.to_csv().startswith("table,benchmark,encoder,method,label,name,access.group,status,seed,part,set")
-    with pytest.raises(UserError, match="--cite goes with --format latex"):
+    with pytest.raises(UserError, match="--cite requires --format latex"):
         found.to_markdown(cite=True)
 
 
@@ -109,7 +109,7 @@ def test_all_wrong_options_are_reported_at_once(folder: Path) -> None:
         ({"rename": ["=x"]}, "--rename '=x' is not NAME=TEXT"),
         ({"tests": "no"}, "tests must be True or False, not 'no'"),
         ({"percent": "x"}, "percent must be True or False, not 'x'"),
-        ({"cite": True, "transpose": True}, "--cite does not go with --transpose"),
+        ({"cite": True, "transpose": True}, "--cite cannot be combined with --transpose"),
     ],
 )
 def test_values_that_the_command_refuses_are_refused_at_once(folder: Path, options: Any, said: str) -> None:

@@ -258,7 +258,7 @@ def test_long_csv_has_each_number_once(folder: Path) -> None:
     assert cell["row.digest"] == EVERY[0].digest and cell["encoder"] == "ViT-B-16/openai"
     (of_failed,) = [line for line in lines if line["method"] == "m2"]
     assert (of_failed["metric"], of_failed["value"], of_failed["status"]) == ("failed", "", "failed")
-    assert "--long goes with --format csv" in call(folder, "--long").stderr
+    assert "--long requires --format csv" in call(folder, "--long").stderr
 
 
 def test_long_and_wide_records_and_the_frame_of_a_run_agree(tmp_path: Path) -> None:

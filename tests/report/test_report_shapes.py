@@ -352,8 +352,8 @@ def test_bib_has_methods_and_datasets_once(tmp_path: Path) -> None:
     [
         (["--format", "latx"], "no format 'latx'; did you mean 'latex'?"),
         (["--format", "parquet"], "name it with --output FILE"),
-        (["--standalone"], "--standalone goes with --format latex"),
-        (["--cite", "--format", "csv"], "--cite goes with --format latex"),
+        (["--standalone"], "--standalone requires --format latex"),
+        (["--cite", "--format", "csv"], "--cite requires --format latex"),
         (["--group", "venue"], "--group 'venue' does not exist; known: access, trained, none"),
         (["--quote", "clipn:papr"], "no published result 'clipn:papr'; did you mean 'clipn:paper'?"),
         (["--experiment", "mos"], "give the address with --mlflow URI"),

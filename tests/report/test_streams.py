@@ -218,7 +218,7 @@ def test_the_access_of_each_method_is_stated_once() -> None:
     itself = shifted("adaneg", "shuffled", 0, 0.0, protocol={"sees_itself": True})
     (table,) = report.tables([*SEEDS[:1], shifted("tanl", "id-first", 0, 0.0), itself])
     assert table.footnotes == (
-        "Access besides class names and the image: test stream: TANL, ADANEG.",
+        "Access in addition to class names and the image: test stream: TANL, ADANEG.",
         "May learn from an image before scoring it: ADANEG.",
     )
     (unknown,) = report.tables([dataclasses.replace(one, access={}, method="gone") for one in SEEDS])
@@ -248,7 +248,7 @@ def test_bad_requests_of_parts_are_refused() -> None:
     with pytest.raises(UserError, match="no result is from a method that learns from the test stream"):
         check_request(OutputOptions(), dataclasses.replace(parts, methods=("mcm",)), [*PLAIN, *SEEDS])
     for form in ("html", "csv", "parquet"):
-        with pytest.raises(UserError, match=f"--stream-parts does not go with --format {form}"):
+        with pytest.raises(UserError, match=f"--stream-parts cannot be combined with --format {form}"):
             check_request(OutputOptions(form=form, output=Path("x")), parts, SEEDS)
     check_request(OutputOptions(), parts, SEEDS)
 
@@ -380,7 +380,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert text.count("test-time adaptation") >= 3 and "first 1,000 images of each stream" in text
     assert "98.00 ± 1.00" in text and "FPR95 (o)" in text
     refused = call("--results", tmp_path, "--stream-parts", "--methods", "mcm", "--format", "csv")
-    assert refused.exit_code != 0 and "--stream-parts does not go with --format csv" in refused.output
+    assert refused.exit_code != 0 and "--stream-parts cannot be combined with --format csv" in refused.output
 
 
 def test_rows_keep_their_streams_and_their_digests_depend_on_them() -> None:

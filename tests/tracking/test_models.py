@@ -215,7 +215,7 @@ def test_pages_of_mlflow(cli: Cli, place: Path, server: str, browser: Any, tmp_p
     page.goto(f"{home}/runs/{parent.info.run_id}/artifacts/table.html")
     page.frame_locator("iframe").get_by_text("AUROC, FPR95 and ID accuracy in %.").first.wait_for(timeout=60_000)
     page.goto("about:blank")
-    page.goto(f"{home}/runs/{parent.info.run_id}/artifacts/pictures/glyphs-roc.png")
+    page.goto(f"{home}/runs/{parent.info.run_id}/artifacts/figures/glyphs-roc.png")
     page.wait_for_function("[...document.images].some(i => i.naturalWidth > 600)", timeout=60_000)
     page.goto(f"{server}/#/models/seen/versions/1")
     page.get_by_text("load_model('models:/seen/1'").first.wait_for(timeout=60_000)

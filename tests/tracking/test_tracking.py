@@ -103,7 +103,7 @@ class Store:
 
 def attach(rows: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
     yield "table.md", TABLE.encode()
-    yield "pictures/one.png", b"a picture"
+    yield "figures/one.png", b"a picture"
 
 
 def digests(*rows: Result) -> list[str]:
@@ -164,7 +164,7 @@ def test_one_parent_one_child_per_method(fresh: Tracker, capfd: pytest.CaptureFi
     assert (parent.info.run_name, parent.info.status) == (name, "FINISHED")
     assert (parent.info.start_time, parent.info.end_time) == (1735787045000 - 7000, 1735787045000)
     assert artifact(parent, "table.md") == TABLE == parent.data.tags["mlflow.note.content"]
-    assert artifact(parent, "pictures/one.png") == "a picture"
+    assert artifact(parent, "figures/one.png") == "a picture"
     # Both have AUROCs 0.5, 0.75, 1.0 and FPR95s 0.25; 0.75 and 1.0 are near.
     means = {"auroc/mean": 0.75, "auroc/near": 0.875, "auroc/far": 0.5, "id_accuracy": 0.875}
     means |= dict.fromkeys(("fpr95/mean", "fpr95/near", "fpr95/far"), 0.25)

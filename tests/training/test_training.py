@@ -470,7 +470,9 @@ def test_captions_that_the_encoder_cuts_are_counted(encoder: OpenClip) -> None:
     fits, cut = " ".join("a" * (context - 2)), " ".join("a" * (context - 1))  # in addition to the start and the end
     assert truncation_note([fits, "short", fits], encoder) == ""
     said = truncation_note([fits, cut, cut, f"{cut} b"], encoder)
-    assert said == f'2 of 3 captions are cut to the {context} tokens of glyphs, "{cut}" first'
+    assert (
+        said == f'2 of 3 captions are truncated to the context length of glyphs, {context} tokens; the first is "{cut}"'
+    )
 
 
 @pytest.mark.slow

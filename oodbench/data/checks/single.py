@@ -58,7 +58,7 @@ def list_findings(summary: SetSummary, listing: ImageSet) -> Iterator[Finding]:
     if summary.expected is not None and summary.images != summary.expected:
         off = summary.images - summary.expected
         difference = f"{-off:,} are missing" if off < 0 else f"{off:,} too many"
-        message = f"{summary.images:,} images, the catalogue counts {summary.expected:,}: {difference}"
+        message = f"{summary.images:,} images, but the catalogue declares {summary.expected:,}: {difference}"
         yield Finding("error", "count", name, message, abs(off))
     if listing.absent:
         message = f"{len(listing.absent):,} images in the list do not exist"
@@ -175,7 +175,7 @@ def check_list_digest(dataset: Dataset, data: Path) -> tuple[Dataset, tuple[str,
     if declared in ("", image_list.digest):
         return dataset, (image_list.digest, declared), None
     message = (
-        f"{path} has the sha256 {image_list.digest[:12]} ({len(image_list.names):,} lines), the catalogue declares "
+        f"{path} has the sha256 {image_list.digest[:12]} ({len(image_list.names):,} lines), but the catalogue declares "
         f"{declared[:12]}: other images, another order or other labels"
     )
     finding = Finding("error", "digest", (dataset.name,), message)

@@ -205,9 +205,7 @@ def classes_by_folder(
         parts_of_set = [one for one in sort_classes(within) if _is_split(one)]
         deeper = ""
         if parts_of_set:
-            deeper = (
-                f"; images in {first_few(parts_of_set)} count alike, masks and labels, too: if they should not, move"
-            )
+            deeper = f"; images in {first_few(parts_of_set)} all count, even masks and labels: if they should not, move"
             deeper += " them away, or give the images as list:FILE"
         elif place.name:
             deeper = f"; if the classes are one folder deeper, name them {place.reference('*')}"

@@ -54,7 +54,7 @@ class Sweep:
 
     @property
     def level(self) -> list[Result]:
-        """Return the results with a default that is no number and so has no place on the axis."""
+        """Return the results with a default that is not a number and so has no place on the axis."""
         return [row for row in self.defaults if _number(row, self.parameter) is None]
 
 
@@ -126,8 +126,8 @@ def _page(figure_data: FigureData, metric: str, found: Sequence[Sweep], number: 
     sentences = [
         f"{_TITLES[metric]} in % by the value of one hyper-parameter, the others as named.",
         "Mean over seeds; bars: ± sample standard deviation." if several else "",
-        "Dotted, vertical: the default; a default that is not a number is a horizontal line. Other values that are no "
-        "number are not shown.",
+        "Dotted, vertical: the default; a default that is not a number is a horizontal line. Other values that are "
+        "not numbers are not shown.",
         f"Logarithmic axis: {', '.join(logarithmic)}." if logarithmic else "",
         f"Failed, so not shown: {', '.join(figure_data.failed)}." if figure_data.failed else "",
     ]

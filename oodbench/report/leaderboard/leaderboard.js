@@ -229,7 +229,7 @@
     const lines = table.sections.reduce((sum, section) => sum + section.lines.length, 0);
     const total = rowsOf.get(state.benchmark).length, hidden = table.total - lines;
     at("count").textContent = `${lines} ${state.view === "sets" ? "rows" : "methods"} shown of ${total} rows of this benchmark.`
-      + `${hidden ? " Ranks and marks count rows that are hidden by their name or evidence, too." : ""}`;
+      + `${hidden ? " Ranks and marks also count rows that are hidden by their name or evidence." : ""}`;
     at("caption").textContent = caption();
     if (focus) refocus(focus);
   }

@@ -136,7 +136,7 @@ def _seeds(results: list[Result]) -> list[list[Result]]:
 
 def _stated(one: Submission) -> dict[str, str]:
     """Return a submitter's statement; submissions tuned on test data were rejected before."""
-    names = ("handle", "who", "paper", "code", "licence", "hardware", "created")
+    names = ("handle", "authors", "paper", "code", "licence", "hardware", "created")
     return {name: getattr(one, name) for name in names} | {"tuned on test data": "no"}
 
 

@@ -168,4 +168,4 @@ def access_footnotes(lines: Iterable[TableLine]) -> tuple[str, ...]:
             stream = line.result is not None and bool(line.result.stream)  # a method has several rows
             names.setdefault(fact, []).append(line.result.title if line.result and stream else line.name)
     facts = "; ".join(f"{fact}: {', '.join(dict.fromkeys(found))}" for fact, found in names.items())
-    return (f"Access besides class names and the image: {facts}.",) if facts else ()
+    return (f"Access in addition to class names and the image: {facts}.",) if facts else ()

@@ -314,7 +314,7 @@ def compare_with_published(tables: Sequence[Table], options: TableOptions) -> li
     out = [_compared(table, line, options) for table, line in lines if _published(line)]
     if not out:
         rows = [line.result for table in tables for line in table.lines if line.result]
-        have = ", ".join(dict.fromkeys(f"{r.method} on {r.benchmark}, {r.encoder.get('name')}" for r in rows))
+        have = ", ".join(dict.fromkeys(f"{r.method} on {r.benchmark}, encoder {r.encoder.get('name')}" for r in rows))
         benchmarks = ", ".join(dict.fromkeys(one.benchmark for one in quotes().values()))
         raise UserError(f"no published result matches these ({have}); there are some for: {benchmarks}")
     return out

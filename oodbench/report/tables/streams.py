@@ -23,7 +23,7 @@ UNTESTED = (
 
 
 def stream_options(options: TableOptions, part: str = "") -> TableOptions:
-    """Return the options of a table of streams: by default both kinds of FPR95; intervals as ranges, besides ±."""
+    """Return the options of a table of streams: by default both kinds of FPR95; intervals as ranges, next to ±."""
     metrics = options.metrics
     if options.default_metrics:
         metrics = tuple(m for name in metrics for m in ((name, "fpr95_ood") if name == "fpr95" else (name,)))
