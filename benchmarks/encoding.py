@@ -147,7 +147,7 @@ def extracted(plan: Plan, loaded: OpenClip) -> None:
     """Extract all images of the plan again, from files to the store."""
     forget(plan.store.root, "embeddings")
     for listing in plan.listings:
-        extract(plan.work(listing), lambda: loaded)
+        extract(plan.extraction_job(listing), lambda: loaded)
 
 
 def larger(folder: Path, images: int, rounds: int) -> Row:

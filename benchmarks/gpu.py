@@ -80,7 +80,7 @@ def measured(folder: Path, architecture: str, asked: argparse.Namespace) -> list
     plan = make_plan(request)
     ours, exact = (OpenClip(plan.encoder, asked.device, precision) for precision in ("bf16", "fp32"))
     model = model.to(asked.device).eval()
-    work, n = plan.work(plan.id), len(plan.id)
+    work, n = plan.extraction_job(plan.id), len(plan.id)
     held: list[Decoded] = list(decoded_batches(work, (0, n), transform(plan.card)))
     files = sorted((folder / "id").rglob("*.jpg"))
     threads = work.reading.workers

@@ -241,14 +241,14 @@ def plan_text(plan: Plan) -> str:
     ]
     total = 0
     for images in plan.listings:
-        missing = plan.work(images).missing()
+        missing = plan.extraction_job(images).missing()
         total += missing
         state = "stored" if not missing else f"{missing:,} to encode"
         of = f" of {images.dataset.count:,}" if images.dataset.count and images.dataset.count != len(images) else ""
         lines.append(f"  {images.dataset.name}: {len(images):,}{of} images, {state}")
     size = total * _embedding_bytes(plan)
     for job in plan.jobs:
-        in_views = [view_jobs(plan, job, plan.work(images)) for images in plan.listings]
+        in_views = [view_jobs(plan, job, plan.extraction_job(images)) for images in plan.listings]
         if in_views[0]:
             count = sum(view.missing() for views in in_views for view in views)
             views = f"{len(in_views[0])} view{'s' * (len(in_views[0]) > 1)}"
@@ -257,7 +257,7 @@ def plan_text(plan: Plan) -> str:
             total, size = total + count, size + count * 4 * plan.card.embed_dim
     patched = [job for job in plan.jobs if job.info.patch_fields]
     again = [images for images in plan.listings if any(not find_scores(plan, job, images) for job in patched)]
-    if count := sum(len(images) for images in again if not plan.work(images).missing()):
+    if count := sum(len(images) for images in again if not plan.extraction_job(images).missing()):
         names = ", ".join(job.label for job in patched)
         lines.append(f"  {names}: patches of {count:,} images: one more pass, unless --keep-patches stored them")
     lines += [

@@ -251,7 +251,7 @@ class Detector(OutlierEstimator):
         """
         return concatenate(list(self.stream(images)))
 
-    def listed(self, images: Images) -> ImageSet:
+    def list_images(self, images: Images) -> ImageSet:
         """List images once; the list is accepted wherever images are.
 
         Arguments:
@@ -272,7 +272,7 @@ class Detector(OutlierEstimator):
             An iterator over the results of the parts, as in score_images().
         """
         engine = self._fitted()
-        images = self.listed(images)
+        images = self.list_images(images)
         with engine.store.keeping(self._keeps(images)):
             yield from engine.scored(images, done)
 
@@ -311,9 +311,9 @@ class Detector(OutlierEstimator):
         Returns:
             [n] class names; None for an image that was skipped, or without a prediction of the method.
         """
-        return self.named(self.score_images(images))
+        return self.class_names_of(self.score_images(images))
 
-    def named(self, scored: Scored) -> npt.NDArray[np.object_]:
+    def class_names_of(self, scored: Scored) -> npt.NDArray[np.object_]:
         """Return the predicted class names, [n], of a result of score_images()."""
         self._fitted()
         names: npt.NDArray[np.object_] = np.array([*self.classes_, None], dtype=object)[scored.predictions]

@@ -186,7 +186,7 @@ class Engine:
     def threshold(self, images: ImageSet, tpr: float) -> float:
         """Return the score that accepts a fraction of new ID images, from images that the method was not fitted on."""
         if self._is_held_out(images):  # embedded together with the calibration images, as one list
-            scores = self._score(extract.extract(self.plan.work(images), self.encoder)).scores
+            scores = self._score(extract.extract(self.plan.extraction_job(images), self.encoder)).scores
         else:
             scores = np.concatenate([part.scores for part in self.scored(images)])
         valid = scores[~np.isnan(scores)]
@@ -205,9 +205,9 @@ class Engine:
 
     def parts(self, images: ImageSet) -> Iterator[EmbeddedSet]:
         """Iterate over the embeddings of a list, one shard at a time, each as a list of its own."""
-        for start, stop in self.plan.work(images).shards():
+        for start, stop in self.plan.extraction_job(images).shards():
             part = images.select(range(start, stop))  # without the list that it may be derived from
-            entry = extract.extract_shard(self.plan.work(part), (0, len(part)), self.encoder)
+            entry = extract.extract_shard(self.plan.extraction_job(part), (0, len(part)), self.encoder)
             if entry.facts["skipped"] and self.plan.request.on_error == "stop":
                 from oodbench.data.decode import unreadable_error
 

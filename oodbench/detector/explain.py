@@ -93,7 +93,7 @@ def explain(request: RunRequest, images: Any, top: int = 5, watch: Watch | None 
     image_set, explanations = listed(images, store), []
     for number in range(len(image_set)):
         image = image_set.select([number])
-        part = EmbeddedSet(image, (extract.extract_shard(plan.work(image), (0, 1), encoder),), (0,))
+        part = EmbeddedSet(image, (extract.extract_shard(plan.extraction_job(image), (0, 1), encoder),), (0,))
         if part.skipped:
             raise UserError(f"image {part.skipped[0]}")
         verdicts = tuple(_verdict(scorer, each, part, known.get(each.job.label), top) for each in running)

@@ -83,7 +83,7 @@ def _scored(detector: Detector, data: DataFrame) -> DataFrame:
     from pandas import DataFrame
 
     scored = detector.score_images([_image(row) for row in _rows(data)])
-    columns = {"score": scored.scores, "class": detector.named(scored)}
+    columns = {"score": scored.scores, "class": detector.class_names_of(scored)}
     if detector.threshold_ is not None:
         columns["decision"] = np.where(scored.scores >= detector.threshold_, 1, -1)
     return DataFrame(columns, index=data.index)

@@ -64,7 +64,9 @@ class RunScheduler:
         listings = [images for i, images in enumerate(self.plan.listings) if self._unscored(i) or i in in_streams]
         read = (self.plan.calibration_of(method.job) for method in (*self.state.running, *self.state.streams))
         listings += [images for images in read if images]
-        needed = {leaf.listing.fingerprint for listing in listings for leaf in leaf_jobs(self.plan.work(listing))}
+        needed = {
+            leaf.listing.fingerprint for listing in listings for leaf in leaf_jobs(self.plan.extraction_job(listing))
+        }
         for group in _groups(waves(self.state)):
             labels = tuple(method.job.label for method in group)
             calibration = self.plan.calibration_of(group[0].job)  # a method that calibrates is a group of its own
@@ -110,7 +112,7 @@ class RunScheduler:
 
     def _when_encoded(self, listings: Sequence[ImageSet | None], callback: Callable[[], None]) -> None:
         """Call a function when all lists that some lists take their embeddings from are encoded."""
-        leaves = [leaf for listing in listings if listing for leaf in leaf_jobs(self.plan.work(listing))]
+        leaves = [leaf for listing in listings if listing for leaf in leaf_jobs(self.plan.extraction_job(listing))]
         missing = {leaf.listing.fingerprint for leaf in leaves} - self._encoded
         countdown = Countdown(len(missing) + 1, callback)
         for fingerprint in missing:
@@ -149,7 +151,7 @@ class RunScheduler:
         tasks: list[tuple[ExtractionJob, tuple[int, int]]] = []
         if "VIEWS" in method.job.info.needs:
             numbers = {job.listing.fingerprint: position for position, job in enumerate(extraction_jobs(self.plan))}
-            for leaf in leaf_jobs(self.plan.work(self.plan.listings[number])):
+            for leaf in leaf_jobs(self.plan.extraction_job(self.plan.listings[number])):
                 views = view_jobs(self.plan, method.job, leaf)
                 tasks += [(leaf, bounds) for bounds in leaf.shards() if missing_views(views, bounds)]
         errors: list[str] = []

@@ -47,7 +47,7 @@ def extraction_jobs(plan: Plan) -> list[ExtractionJob]:
     lists = [*plan.listings, *plan.calibrations]
     jobs: dict[str, ExtractionJob] = {}
     for listing in lists:
-        for job in leaf_jobs(plan.work(listing)):
+        for job in leaf_jobs(plan.extraction_job(listing)):
             jobs.setdefault(job.listing.fingerprint, job)
     return list(jobs.values())
 
@@ -149,7 +149,7 @@ class Worker:
     def _score(self, number: int, labels: tuple[str, ...]) -> dict[str, str]:
         methods = self._load_methods(labels)
         listing = self._plan.listings[number]
-        self._scorer.score(methods, listing, lambda: extract(self._plan.work(listing), self._encoder))
+        self._scorer.score(methods, listing, lambda: extract(self._plan.extraction_job(listing), self._encoder))
         return {method.job.label: method.error for method in methods if method.error}
 
     def _stream(self, label: str, protocol: StreamProtocol, number: int) -> dict[str, str]:
@@ -158,7 +158,11 @@ class Worker:
         (method,) = self._load_methods((label,))
         listings = self._plan.listings
         run_stream(
-            self._scorer, method, protocol, number, lambda i: extract(self._plan.work(listings[i]), self._encoder)
+            self._scorer,
+            method,
+            protocol,
+            number,
+            lambda i: extract(self._plan.extraction_job(listings[i]), self._encoder),
         )
         return {label: method.error} if method.error else {}
 

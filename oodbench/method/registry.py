@@ -134,7 +134,7 @@ def _undeclared(info: MethodInfo, found: type[Method[Any]]) -> str:
 
 
 @contextlib.contextmanager
-def imported_anew(info: MethodInfo) -> Iterator[None]:
+def fresh_import(info: MethodInfo) -> Iterator[None]:
     """Within the context, load() imports a method's modules again, without the module state of earlier imports."""
     own = set(map(str, source_files.files(info.path, info.module)))
     before = {name: module for name, module in sys.modules.items() if getattr(module, "__file__", None) in own}

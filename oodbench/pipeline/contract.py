@@ -54,7 +54,7 @@ def is_deterministic(t: Trial) -> str:
     first = t.scores(t.world.id)
     if not t.same(first, t.scores(t.world.id)):
         return f"the same images score differently the second time; {STREAM_ADVICE}"
-    with registry.imported_anew(t.info):
+    with registry.fresh_import(t.info):
         again = t.again()
         few = again.scores_one_by_one(t.world.id[:FEW].flip(0)).flip(0)
         again.scores(t.world.ood)

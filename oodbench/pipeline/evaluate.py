@@ -238,7 +238,7 @@ def _skipped(plan: Plan, listing: ImageSet) -> int:
     """Return how many images of a set could not be read when it was encoded."""
     if plan.request.on_error != "skip":
         return 0
-    work = plan.work(listing)
+    work = plan.extraction_job(listing)
     entries = [work.store.find("embeddings", work.inputs(*bounds)) for bounds in work.shards()]
     return sum(len(entry.facts["skipped"]) for entry in entries if entry)
 

@@ -121,7 +121,7 @@ class ExtractionJob:
     """
 
     listing: ImageSet
-    recipe: EmbeddingConfig
+    config: EmbeddingConfig
     reading: DecodeConfig
     store: Store
     view: KeyedView | None = None
@@ -133,7 +133,7 @@ class ExtractionJob:
 
     def inputs(self, start: int, stop: int) -> dict[str, Any]:
         """Return everything that the embeddings of a part of the set depend on: the key of the stored shard."""
-        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_fingerprint(start, stop)}
+        inputs = {"engine": ENGINE, **asdict(self.config), "items": self.listing.part_fingerprint(start, stop)}
         if self.listing.origins:  # the digits depend on the batches of the sets that the rows are copied from
             inputs["of"] = [origin.source.fingerprint for origin in self.listing.origins]
         if self.view:
@@ -142,7 +142,7 @@ class ExtractionJob:
 
     def shards(self) -> list[tuple[int, int]]:
         """Return (start, stop) of every shard."""
-        batch = self.recipe.batch_size
+        batch = self.config.batch_size
         step = -(-SHARD // batch) * batch
         return [(start, min(start + step, len(self.listing))) for start in range(0, len(self.listing), step)]
 
@@ -272,7 +272,7 @@ def decoded_batches(
     work: ExtractionJob, bounds: tuple[int, int], transform: Callable[[Any], Tensor]
 ) -> Generator[Decoded, None, None]:
     """Yield the images of a part of the set, decoded in the batches that the model sees."""
-    return decode.batches(work.listing, work.reading, work.recipe.batch_size, bounds, transform)
+    return decode.batches(work.listing, work.reading, work.config.batch_size, bounds, transform)
 
 
 def _encode(work: ExtractionJob, bounds: tuple[int, int], encoder: LoadedEncoder, done: Callable[[int], None]) -> Entry:

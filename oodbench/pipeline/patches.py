@@ -115,7 +115,7 @@ class PatchPass:
 
     def _shard(self, bounds: Bounds, entry: Entry | None, done: Callable[[int], None]) -> Iterator[Batch]:
         """Yield the batches of a shard, encoded now; store its embeddings if they are not stored."""
-        encoder, size = self.encoder(), self.images.recipe.batch_size
+        encoder, size = self.encoder(), self.images.config.batch_size
         rows: list[tuple[Any, Any]] = []
         positions: list[int] = []
         skipped: list[tuple[str, str]] = []
@@ -170,7 +170,7 @@ class PatchPass:
 
     def _kept(self, bounds: Bounds) -> list[dict[str, Entry]]:
         """Return the stored patches of a shard by batch and field, [] unless all are stored."""
-        size = self.images.recipe.batch_size
+        size = self.images.config.batch_size
         kept = []
         for start in range(bounds[0], bounds[1], size):
             keys = {name: self._key((start, min(start + size, bounds[1])), name) for name in self.fields}

@@ -125,14 +125,14 @@ class Plan:
         return [f"{named} {verb} ignored: no method of this run learns from the test images"]
 
     @property
-    def recipe(self) -> EmbeddingConfig:
+    def embedding_config(self) -> EmbeddingConfig:
         """Return what the embeddings depend on in addition to the images."""
         return EmbeddingConfig(self.card.identity, self.request.precision, self.request.batch_size)
 
-    def work(self, listing: ImageSet) -> ExtractionJob:
+    def extraction_job(self, listing: ImageSet) -> ExtractionJob:
         """Return how the embeddings of an image set are computed."""
         reading = DecodeConfig(self.request.workers or min(os.cpu_count() or 1, 16), self.request.on_error)
-        return ExtractionJob(listing, self.recipe, reading, self.store)
+        return ExtractionJob(listing, self.embedding_config, reading, self.store)
 
     def calibration_of(self, job: Job) -> ImageSet | None:
         """Return the ID training images that a method reads; None if it reads none."""

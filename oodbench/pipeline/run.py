@@ -199,7 +199,7 @@ def waves(state: RunState) -> list[list[FittedMethod]]:
     from oodbench.method import Method, Needs
 
     patches = any(method.job.info.patch_fields for method in state.running)
-    missing = patches and any(state.plan.work(listing).missing() for listing in state.plan.listings)
+    missing = patches and any(state.plan.extraction_job(listing).missing() for listing in state.plan.listings)
 
     def cost(method: FittedMethod) -> int:
         job = method.job

@@ -43,7 +43,7 @@ def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
     images = plan.calibration_of(job)
     inputs: dict[str, Any] = {
         "engine": ENGINE,
-        "extraction": plan.work(listing).inputs(0, len(listing)),
+        "extraction": plan.extraction_job(listing).inputs(0, len(listing)),
         "method": job.info.name,
         "source": job.info.source,
         "parameters": job.parameters,
@@ -142,7 +142,7 @@ class Scorer:
         from oodbench.encoder.openclip import load_encoder
         from oodbench.pipeline.views import view_jobs, with_views
 
-        jobs = view_jobs(self.plan, method.job, self.plan.work(embedded.listing))
+        jobs = view_jobs(self.plan, method.job, self.plan.extraction_job(embedded.listing))
         load = functools.partial(load_encoder, self.plan.encoder, self.device, self.plan.request.precision)
         return with_views(embedded, jobs, load, self.watch) if jobs else embedded
 
@@ -157,7 +157,9 @@ class Scorer:
         load = functools.partial(load_encoder, self.plan.encoder, self.device, request.precision)
         pixels = any(Needs.PIXELS in method.method.needs for method in methods)
         fields = tuple(sorted({name for method in methods for name in method.job.info.patch_fields}))
-        return PatchPass(self.plan.work(listing), embeddings, load, fields, pixels, request.keep_patches, self.watch)
+        return PatchPass(
+            self.plan.extraction_job(listing), embeddings, load, fields, pixels, request.keep_patches, self.watch
+        )
 
     def _images_of(self, method: FittedMethod, embedded: EmbeddedSet) -> EmbeddedSet | PatchPass:
         """Return the source of a method's batches for a set whose embeddings are known."""
@@ -186,7 +188,7 @@ class Scorer:
         starts = (*embedded.starts, len(embedded.listing))
         for number, (shard, start, stop) in enumerate(zip(embedded.shards, starts, starts[1:], strict=False)):
             stored, read = shard.array("positions") + start, 0
-            for batch in decoded_batches(self.plan.work(embedded.listing), (start, stop), transform):
+            for batch in decoded_batches(self.plan.extraction_job(embedded.listing), (start, stop), transform):
                 if batch.images is not None:
                     rows = slice(read, read + len(batch.positions))
                     read += len(batch.positions)
@@ -307,7 +309,7 @@ class Scorer:
             if pixels:
                 count = min(batches.SAMPLE_PIXEL_IMAGES, count, self.plan.request.batch_size)
                 bounds = (images - count, images) if last else (0, count)
-                (decoded,) = decoded_batches(self.plan.work(embedded.listing), bounds, self._transform())
+                (decoded,) = decoded_batches(self.plan.extraction_job(embedded.listing), bounds, self._transform())
                 if decoded.images is None:
                     continue
                 count, decoded_pixels = len(decoded.positions), fractions(decoded.images.to(self.device))

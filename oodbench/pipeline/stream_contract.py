@@ -32,7 +32,7 @@ def is_reset_by_begin(t: Trial) -> str:
             "the same stream scores differently the second time: learning belongs to the state that step() returns, "
             "and random numbers must follow from task.seed"
         )
-    with registry.imported_anew(t.info):
+    with registry.fresh_import(t.info):
         again = t.again()
         if not t.same(first, again.scores(images)):
             return "scores of the same stream differ between runs"

@@ -84,7 +84,7 @@ def method_resources(plan: Plan, job: Job, device: str) -> MethodResources:
 
     images = None  # the calibration images that fit() reads, and the key of their embeddings
     if listing := plan.calibration_of(job):
-        images = {"list": listing.digest, **plan.work(listing).inputs(0, len(listing))}
+        images = {"list": listing.digest, **plan.extraction_job(listing).inputs(0, len(listing))}
         if job.reads_labels:
             images["labels"] = listing.list_digest
         if plan.request.on_error == "skip":
@@ -112,7 +112,7 @@ def method_resources(plan: Plan, job: Job, device: str) -> MethodResources:
 
 def extract_images(plan: Plan, listing: ImageSet, encoder: Callable[[], LoadedEncoder], watch: Watch) -> EmbeddedSet:
     """Return the embeddings of an image set; report to `watch` if some of them have to be computed."""
-    work = plan.work(listing)
+    work = plan.extraction_job(listing)
     missing = work.missing()
     if not missing:
         return extract.extract(work, encoder)

@@ -77,7 +77,7 @@ def planned(data: Path, tmp_path: Path, **options: Any) -> Plan:
 
 
 def embedded(plan: Plan, one: ImageSet) -> EmbeddedSet:
-    return extract(plan.work(one), encoder_loader(plan, "cpu"))
+    return extract(plan.extraction_job(one), encoder_loader(plan, "cpu"))
 
 
 def rows(found: EmbeddedSet) -> Any:
@@ -174,8 +174,8 @@ def test_derived_sets_are_encoded_once(declared: dict[str, Dataset], photos: Pat
 
     for name in ("odd", "rest", "few", "both", "photos[! 3]"):
         one = listed(name, photos)
-        assert plan.work(one).missing() == 0
-        taken = extract(plan.work(one), refuse)
+        assert plan.extraction_job(one).missing() == 0
+        taken = extract(plan.extraction_job(one), refuse)
         inner = [n.removeprefix("odd/").removeprefix("rest/") for n in one.names]
         assert np.array_equal(rows(taken), np.stack([vectors[n] for n in inner]))
         assert taken.positions.tolist() == list(range(len(one)))
@@ -184,12 +184,16 @@ def test_derived_sets_are_encoded_once(declared: dict[str, Dataset], photos: Pat
 
 def test_a_part_encodes_its_whole_set_first(declared: dict[str, Dataset], photos: Path, tmp_path: Path) -> None:
     plan = planned(photos, tmp_path, id="odd", ood=("others", "rest"))
-    work = plan.work(plan.id)
+    work = plan.extraction_job(plan.id)
     assert (work.missing(), work.images(), len(plan.id)) == (60, 60, 30)
     done: list[int] = []
     extract(work, encoder_loader(plan, "cpu"), done.append)
     assert sum(done) == 60
-    assert plan.work(listed("photos", photos)).missing() == plan.work(listed("rest", photos)).missing() == 0
+    assert (
+        plan.extraction_job(listed("photos", photos)).missing()
+        == plan.extraction_job(listed("rest", photos)).missing()
+        == 0
+    )
 
 
 def test_what_is_skipped_in_the_whole_is_skipped_in_the_part(
@@ -201,11 +205,12 @@ def test_what_is_skipped_in_the_whole_is_skipped_in_the_part(
     broken = root / "photos" / plan.id.names[-1]
     broken.write_bytes(broken.read_bytes()[:300])
     odd = listed("odd", root)
-    found = extract(plan.work(odd), encoder_loader(plan, "cpu"))
+    job = plan.extraction_job(odd)
+    found = extract(job, encoder_loader(plan, "cpu"))
     assert len(rows(found)) == 29 and found.positions[0] == 1
     assert len(found.skipped) == 1 and found.skipped[0].startswith(f"{odd.names[0]}: ")
     with pytest.raises(UserError, match="cannot be read"):
-        extract(replace(plan.work(odd), reading=replace(plan.work(odd).reading, on_error="stop")), lambda: None)  # type: ignore[arg-type,return-value]
+        extract(replace(job, reading=replace(job.reading, on_error="stop")), lambda: None)  # type: ignore[arg-type,return-value]
 
 
 @pytest.mark.slow
@@ -242,7 +247,9 @@ def test_real_images_embed_alike_from_every_place(photos: Path, tmp_path: Path) 
     expected = rows(embedded(plan, plan.id))
     for one in references:
         found = listed(one, photos, labelled=False)
-        assert plan.work(found).missing() == (0 if one.startswith("list:") else 60)  # a list of the same files in order
+        assert plan.extraction_job(found).missing() == (
+            0 if one.startswith("list:") else 60
+        )  # a list of the same files in order
         assert np.array_equal(rows(embedded(plan, found)), expected), one
 
 
@@ -434,7 +441,7 @@ def test_openood_and_mos_run_by_name(shared: Path, tmp_path: Path) -> None:
     before = encoded()
     again = planned(tmp_path / "data", tmp_path, **{**options, "methods": "mcm"}, id="mos", skip_missing=True)
     assert [one.listing.dataset.name for one in again.ood] == ["inaturalist", "textures"]
-    assert sum(again.work(one).missing() for one in again.listings) == 0
+    assert sum(again.extraction_job(one).missing() for one in again.listings) == 0
     assert [one.status for one in api.run(again).results] == ["ok"] and encoded() == before
     spectrum = planned(tmp_path / "data", tmp_path, **options, id="openood-fs")
     assert len(spectrum.id) == 1000 + 20 + 20 + 20 and len(spectrum.classes.lines) == 1000

@@ -77,8 +77,8 @@ def work(
 ) -> ExtractionJob:
     dataset = catalogue.dataset(f"folder:{folder}")
     listed = load_images(dataset, LoadOptions(Path(), Store(store)), labelled=True)
-    recipe = EmbeddingConfig(tiny.encoder.card.identity, "fp32", batch)
-    return ExtractionJob(listed, recipe, DecodeConfig(workers, on_error), Store(store))
+    config = EmbeddingConfig(tiny.encoder.card.identity, "fp32", batch)
+    return ExtractionJob(listed, config, DecodeConfig(workers, on_error), Store(store))
 
 
 def embeddings(embedded: EmbeddedSet) -> npt.NDArray[np.float32]:
@@ -112,7 +112,7 @@ def test_a_second_extraction_needs_no_encoder(tiny: Tiny, tmp_path: Path) -> Non
     assert task.missing() == 0
     np.testing.assert_array_equal(embeddings(extract(task, refuse)), embeddings(first))
     with pytest.raises(AssertionError, match="asked for"):
-        extract(replace(task, recipe=replace(task.recipe, batch_size=16)), refuse)
+        extract(replace(task, config=replace(task.config, batch_size=16)), refuse)
     os.utime(task.listing.folder / task.listing.names[7])
     with pytest.raises(AssertionError, match="asked for"):
         extract(work(tmp_path / "photos", tmp_path / "store", tiny), refuse)

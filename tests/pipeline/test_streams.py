@@ -317,7 +317,7 @@ def test_inputs_that_a_stream_cannot_read_are_refused_in_the_plan(place: Path, t
 
 def embeddings(plan: Plan, number: int) -> npt.NDArray[np.float64]:
     """The stored embeddings of an image set, of unit length."""
-    stored = extract(plan.work(plan.listings[number]), pytest.fail)
+    stored = extract(plan.extraction_job(plan.listings[number]), pytest.fail)
     vectors = np.concatenate([shard.array("embeddings") for shard in stored.shards]).astype(np.float64)
     unit: npt.NDArray[np.float64] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return unit

@@ -114,7 +114,7 @@ def test_views_are_stored_per_shard_and_transform(images: Path, tmp_path: Path, 
     assert encoded() == 8 + 2 * 8
     plan = make_plan(asked)
     assert "  probe: 2 views of 8 images, stored\n  0 images to encode" in plan_text(plan)
-    mirrored, noisy = view_jobs(plan, plan.jobs[0], plan.work(plan.id))
+    mirrored, noisy = view_jobs(plan, plan.jobs[0], plan.extraction_job(plan.id))
     assert mirrored.missing() == noisy.missing() == 0
     plan.store.remove("embeddings", noisy.inputs(0, 4))
     (tmp_path / "again").mkdir()
@@ -130,7 +130,7 @@ def test_views_of_a_subset_are_rows_of_the_whole_set(images: Path, tmp_path: Pat
     load = encoder_loader(plan, "cpu")
 
     def embedded(listing: ImageSet) -> EmbeddedSet:
-        work = plan.work(listing)
+        work = plan.extraction_job(listing)
         return with_views(extract(work, load), view_jobs(plan, plan.jobs[0], work), load, Watch())
 
     rows = np.array([5, 30, 31, 59])
@@ -141,7 +141,10 @@ def test_views_of_a_subset_are_rows_of_the_whole_set(images: Path, tmp_path: Pat
     assert len(subset.views) == 2 and sum(towered) == 3 * 60
     with pytest.raises(UserError, match="the images that can be read have changed"):
         with_views(
-            replace(whole, shards=subset.shards), view_jobs(plan, plan.jobs[0], plan.work(plan.id)), load, Watch()
+            replace(whole, shards=subset.shards),
+            view_jobs(plan, plan.jobs[0], plan.extraction_job(plan.id)),
+            load,
+            Watch(),
         )
 
 
