@@ -94,7 +94,7 @@ def run_stream(
                 "allow, or all"
             )
         done = scorer.watch.scoring(name, [job.label], len(stream.order))
-        output = _play(scorer, method, stream, None, done)
+        output = _run_stream(scorer, method, stream, None, done)
         reason = _kept_error(scorer, method, stream, output)
         if reason:
             method.stateful = True
@@ -202,7 +202,7 @@ def _base_values(plan: Plan, job: Job, pair: Sequence[EmbeddedSet]) -> Values | 
     return Values(scores, np.concatenate(classes) if len(classes) == len(entries) else None)
 
 
-def _play(
+def _run_stream(
     scorer: Scorer,
     method: FittedMethod,
     stream: _Stream,
@@ -287,7 +287,7 @@ def _kept_error(scorer: Scorer, method: FittedMethod, stream: _Stream, output: M
     after = batches.contents(vars(method.method))
     if (place := batches.difference(method.contents, after)) is not None:
         return f"step() changes self{place}: learning belongs to the state that step() returns"
-    again = np.concatenate(_play(scorer, method, stream, REPEATED).scores)
+    again = np.concatenate(_run_stream(scorer, method, stream, REPEATED).scores)
     first = np.concatenate(output.scores)[: len(again)]
     changed = batches.differing(first, again, batches.rounding_tolerance(scorer.device))
     if not changed.any():
