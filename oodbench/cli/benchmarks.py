@@ -1,4 +1,4 @@
-"""oodbench benchmarks: list, show, add."""
+"""oodbench benchmarks: list, show, add, remove."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
-from oodbench.cli.help import examples
+from oodbench.cli.help import Names, benchmark_names, examples
 from oodbench.cli.output import say
 from oodbench.errors import printable
 
@@ -50,7 +50,7 @@ def _list(wide: bool, as_json: bool) -> None:
 
 
 @benchmarks.command()
-@click.argument("name")
+@click.argument("name", type=Names(benchmark_names, several=False))
 @shared.DATA
 def show(name: str, data: Path | None) -> None:
     """Show the sets of a benchmark, and which are in the data folder."""
@@ -88,3 +88,12 @@ def add(name: str, id_: str, near: str, far: str, ood: str, data: Path | None, *
     settings: dict[str, Any] = {**groups, **fields}
     file = add_benchmark(name, catalog.Benchmark(name=name, id=id_, **settings))
     say(f"{listings.benchmark(catalog.protocol(name), data_root(data))}\n{printable(f'declared in {file}')}")
+
+
+@benchmarks.command()
+@click.argument("name", type=Names(benchmark_names, several=False))
+def remove(name: str) -> None:
+    """Delete the declaration of your benchmark NAME. Datasets and results are kept."""
+    from oodbench.data.add import remove_benchmark
+
+    say(printable(f"deleted {remove_benchmark(name)}"))

@@ -12,6 +12,7 @@ import click
 from oodbench.cli import options as shared
 from oodbench.cli.datasets import get as get_datasets
 from oodbench.cli.group import CommandGroup
+from oodbench.cli.help import Names, release_names
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import print_errors, say
 from oodbench.errors import Missing, UserError, printable, raise_all
@@ -53,7 +54,7 @@ get.add_command(get_datasets, "datasets")
 
 
 @get.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", type=Names(lambda: release_names("weights"), several=False), nargs=-1, metavar="[NAME]...")
 @FROM
 @shared.DATA
 @shared.WIDE
@@ -69,7 +70,7 @@ def weights(names: tuple[str, ...], given: Path | None, data: Path | None, wide:
 
 
 @get.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", type=Names(lambda: release_names("words"), several=False), nargs=-1, metavar="[NAME]...")
 @FROM
 @shared.DATA
 @shared.WIDE

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from oodbench.cli.help import Command, Sections
 from oodbench.cli.options import renamed
@@ -55,6 +56,11 @@ class NamesOrCommands(click.Group):
         if self.get_command(ctx, args[0]) is None:
             return "show", self.commands["show"], args
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and the names that start with the typed text."""
+        name = next(one for one in self.commands["show"].params if isinstance(one, click.Argument))
+        return [*super().shell_complete(ctx, incomplete), *name.shell_complete(ctx, incomplete)]
 
 
 class CommandGroup(click.Group):

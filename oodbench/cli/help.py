@@ -133,6 +133,28 @@ def set_names() -> list[str]:
     return [*dict.fromkeys((*catalog.benchmarks(), *catalog.datasets()))]
 
 
+def benchmark_names() -> list[str]:
+    """Return the names of benchmarks."""
+    from oodbench.data import catalog
+
+    return list(catalog.benchmarks())
+
+
+def dataset_names() -> list[str]:
+    """Return the names of image sets."""
+    from oodbench.data import catalog
+
+    return list(catalog.datasets())
+
+
+def release_names(kind: str) -> list[str]:
+    """Return the names of released weights or word lists, and of the methods that they are for."""
+    from oodbench.data.released import releases
+
+    found = releases(kind).values()
+    return [*dict.fromkeys((*(one.method for one in found), *(one.name for one in found)))]
+
+
 class EncoderNames(Names):
     """Architectures, the encoders that benchmarks name, and after a slash the tags of an architecture."""
 

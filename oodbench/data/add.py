@@ -1,4 +1,4 @@
-"""Add a user's dataset or benchmark: check it, then declare it in a TOML file in the config folder."""
+"""Add a user's dataset or benchmark, declared in a TOML file in the config folder after a check; remove it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from oodbench.data import catalog
+from oodbench.data import catalog, places
 from oodbench.data.calibration import check_classes
 from oodbench.data.catalog import LOADERS, Benchmark, Dataset
 from oodbench.data.imageset import ImageSet
@@ -93,10 +93,63 @@ def add_benchmark(name: str, sets: Benchmark) -> Path:
 _GROUPS = ("near", "far", "ood")
 
 
+def remove_dataset(name: str) -> Path:
+    """Delete `<config>/datasets/NAME.toml`, and return its path; images and results are kept.
+
+    Raises UserError if there is no such file, or if another of the user's declarations names the dataset.
+    """
+    path = _own_file(name, "datasets", catalog.datasets())
+    removed = catalog.datasets()[name]
+    fields = [
+        *((f"dataset '{d.name}'", (d.within, *d.parts, d.like, d.train)) for d in catalog.datasets().values()),
+        *(
+            (f"benchmark '{b.name}'", (b.id, *b.near, *b.far, *b.ood, b.calibration))
+            for b in catalog.benchmarks().values()
+        ),
+    ]
+    names = {name, *removed.aliases}
+    users = [one for one, references in fields if names & {reference.partition("[")[0] for reference in references}]
+    if users:
+        raise UserError(f"dataset '{name}' is used by {', '.join(users)}; remove {'them' if users[1:] else 'it'} first")
+    _delete(path)
+    if name in places.bindings():
+        places.bind(name, None)
+    return path
+
+
+def remove_benchmark(name: str) -> Path:
+    """Delete `<config>/benchmarks/NAME.toml`, and return its path; its sets and results are kept.
+
+    Raises UserError if there is no such file.
+    """
+    path = _own_file(name, "benchmarks", catalog.benchmarks())
+    _delete(path)
+    return path
+
+
+def _own_file(name: str, kind: str, declared: Mapping[str, object]) -> Path:
+    """Return the file of a declaration of the user."""
+    path = config_folder() / kind / f"{name}.toml"
+    if name in declared and path.is_file():
+        return path
+    if name in declared:
+        raise UserError(f"{kind[:-1]} '{name}' is shipped with oodbench and cannot be removed")
+    own = [file.stem for file in path.parent.glob("*.toml")]
+    raise UserError(f"no {kind[:-1]} '{name}' in {path.parent}{did_you_mean(name, own) if own else ''}")
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:
+        raise UserError(f"cannot delete {path}: {error.strerror}") from error
+    catalog.datasets.cache_clear()
+    catalog.benchmarks.cache_clear()
+
+
 def _write(file: Path, values: Mapping[str, object]) -> Path:
     """Write a declaration, without empty values, below the config folder. A JSON string is a valid TOML string."""
     path = config_folder() / file
-    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if value}
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if value}
     lines = [f"{key} = {text}\n".replace("\x7f", "\\u007f") for key, text in texts.items()]  # TOML forbids DEL
     try:

@@ -128,6 +128,12 @@ def test_cutting_keeps_the_names() -> None:
         ("run --precision b", {"bf16"}),
         ("train cl", {"clipn"}),
         ("rep", {"report"}),
+        ("datasets get imagenet-", {"imagenet-a", "imagenet-r"}),
+        ("datasets check sun te", {"textures"}),
+        ("methods ne", {"negatives", "neglabel"}),
+        ("methods check negl", {"neglabel"}),
+        ("benchmarks show m", {"mos"}),
+        ("get weights cli", {"clipn", "clipn-2"}),
     ],
 )
 def test_bash_completes(typed: str, offered: set[str], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,30 @@ def test_names_cannot_be_redefined(place: Path) -> None:
     assert "mos" in catalogue.benchmarks()
 
 
+def test_declarations_are_removed_unless_another_one_names_them(place: Path, cli: Cli) -> None:
+    land(place)
+    add_dataset("other", {"loader": "images", "path": "others"}, Store(place / "store"))
+    add_benchmark("land-use", Benchmark("", "", "land[0]", ood=("other",)))
+    for name in ("land", "other"):
+        refused = cli("datasets", "remove", name)
+        assert refused.returncode == 2
+        assert refused.stderr == f"error: dataset '{name}' is used by benchmark 'land-use'; remove it first\n"
+    for kind, name, said in (
+        ("datasets", "mnist", "dataset 'mnist' is shipped with oodbench and cannot be removed"),
+        ("benchmarks", "mos", "benchmark 'mos' is shipped with oodbench and cannot be removed"),
+        ("datasets", "lend", f"no dataset 'lend' in {place}/config/datasets; did you mean 'land'?"),
+        ("datasets", "../benchmarks/land-use", f"no dataset '../benchmarks/land-use' in {place}/config/datasets"),
+    ):
+        refused = cli(kind, "remove", name)
+        assert refused.returncode == 2 and refused.stderr.startswith(f"error: {said}"), refused.stderr
+    for kind, name in (("benchmarks", "land-use"), ("datasets", "land"), ("datasets", "other")):
+        file = place / f"config/{kind}/{name}.toml"
+        assert file.is_file() and cli(kind, "remove", name).stdout == f"deleted {file}\n" and not file.exists()
+    assert "land" not in catalogue.datasets() and "land-use" not in catalogue.benchmarks()
+    assert (place / "land/test").is_dir()
+    land(place)  # the name is free again
+
+
 def test_calibration_images_are_different_images_of_the_same_classes(place: Path) -> None:
     def listed(reference: str) -> object:
         return load_images(catalogue.dataset(reference), LoadOptions(Path(), Store(place / "store")), labelled=True)
