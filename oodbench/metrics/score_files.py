@@ -44,7 +44,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "prediction": ("prediction", "predictions", "pred"),
     "dataset": ("dataset",),
 }
-_DECIMAL_COMMA = re.compile(r"(?:^|[;\t]|(?<!unnamed:) )[+-]?\d+,\d+(?:e[+-]?\d+)?\s*(?:$|[;\t ])", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"(?:^|[;\t]|(?<!unnamed:) )[+-]?\d[\d.]*,\d+(?:e[+-]?\d+)?\s*(?:$|[;\t ])", re.IGNORECASE)
 Integers = NDArray[np.int64]
 
 

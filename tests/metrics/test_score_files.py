@@ -115,6 +115,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("a.csv", "img0.jpg;2,1257\n", "decimal commas; write 0.5, not 0,5"),
     ("a.csv", "2,1257;img0.jpg\n", "decimal commas; write 0.5, not 0,5"),
     ("a.csv", "img0.jpg;2,1e-05;7\n", "decimal commas; write 0.5, not 0,5"),
+    ("a.csv", "img0.jpg;1.234,5\n", "decimal commas; write 0.5, not 0,5"),
     ("a.tsv", "img0.jpg\t-2,1257\n", "decimal commas; write 0.5, not 0,5"),
     ("a.txt", "img0.jpg 2,1257\n", "decimal commas; write 0.5, not 0,5"),
     ("a.txt", "2,1257\n3,5\n", "2 columns without names"),
