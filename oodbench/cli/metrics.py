@@ -75,7 +75,7 @@ def metrics(id_: str, ood: tuple[str, ...], verbose: bool, **options: Any) -> No
         note(f"note: the AUROC is below 50 %; if the scores have the other sign, add --higher {other}")
     elif below:
         listed = ", ".join(f"{name} ({100 * auroc:.2f} %)" for name, auroc in below.items())
-        note(f"note: the AUROC is below 50 % for {listed}; if only these scores have the other sign, write -x for x")
+        note(f"note: the AUROC is below 50 % for {listed}; if only these scores have the other sign, negate them")
 
 
 def _plain(found: FileMetrics, settings: Settings) -> dict[str, Any]:

@@ -289,11 +289,17 @@ def _evaluated(result: Result, sets: Sequence[SetScores], settings: Settings) ->
 def _check_sign(result: Result, request: ImportRequest) -> None:
     """Raise UserError if the scores rank OOD above ID images, or if --force-sign is not needed."""
     mean, other = result.mean("auroc"), next(one for one in HIGHER if one != request.higher)
+    below = [f"{one.title} ({100 * one.auroc:.2f} %)" for one in result.ood if one.auroc < 0.5]
+    single = (
+        f"\n  or, if only {', '.join(below)} has the other sign, negate its scores"
+        if len(below) < len(result.ood)
+        else ""
+    )
     if mean < 0.5 and not request.force_sign:
         raise UserError(
             f"with --higher {request.higher} the mean AUROC is {100 * mean:.2f} %, so that the "
             f"{'OOD' if request.higher == 'id' else 'ID'} images have the higher scores; write --higher {other} "
-            f"({100 * (1 - mean):.2f} %)\n  or, if the method really ranks them that way, --force-sign"
+            f"({100 * (1 - mean):.2f} %){single}\n  or, if the method really ranks them that way, --force-sign"
         )
     if mean >= 0.5 and request.force_sign:
         raise UserError(f"the mean AUROC is {100 * mean:.2f} %: the sign need not be forced; leave --force-sign out")

@@ -169,6 +169,7 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], dict[str, str | Non
     "no sign": (same, {"higher": None}, [], r"--higher is missing: which .*\n  --higher id .*\n.*--higher ood"),
     "odd sign": (same, {"higher": "up"}, [], r"--higher up: give id or ood"),
     "sign": (same, {"higher": "ood"}, [], r"mean AUROC is (1|2)\d\.\d\d %.*; write --higher id \((7|8)\d\.\d\d %\)"),
+    "one sign": (lambda f: f.assign(score=f["score"] + 1.5), {"higher": "ood"}, [], r"only sea \(.* %\) has the other"),
     "no need": (same, {"force_sign": ""}, [], r"the sign need not be forced"),
     "method": (same, {"method": "a,b"}, [], r"--method a,b: scores are of one method, not of a, b"),
     "access": (same, {"access": "labels"}, [], r"--access labels: access has no field 'labels'"),
