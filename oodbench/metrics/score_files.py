@@ -167,10 +167,8 @@ def _counts_rows(index: NDArray[np.object_], datasets: NDArray[np.object_] | Non
 
 def _decoded(texts: Any) -> NDArray[np.object_]:
     """Return texts as an array [n] of str; bytes are decoded as UTF-8."""
-    found = [
-        one.decode(errors="backslashreplace") if isinstance(one, bytes) else one for one in np.asarray(texts).tolist()
-    ]
-    return np.array(found, dtype=object)
+    given = np.atleast_1d(np.asarray(texts)).tolist()
+    return np.array([t.decode(errors="backslashreplace") if isinstance(t, bytes) else t for t in given], dtype=object)
 
 
 def _named(score: float) -> str:
@@ -179,7 +177,7 @@ def _named(score: float) -> str:
 
 def _indices(values: Any, what: str) -> Any:
     """Return class indices as integers; other labels become -1, and other predictions raise UserError."""
-    given = np.asarray(values)
+    given = np.atleast_1d(np.asarray(values))
     if given.dtype.kind in "iu" or (given.dtype.kind == "f" and np.array_equal(given, np.round(given))):
         return given.astype(np.int64)
     if what.endswith("'prediction'"):

@@ -63,7 +63,7 @@ class ImportRequest:
 
 @dataclass(frozen=True)
 class Imported:
-    """An imported result, its file, and its scores by image set."""
+    """An imported result, its file, its scores by image set, and remarks on what the user may not expect."""
 
     path: Path
     result: Result
@@ -290,11 +290,8 @@ def _check_sign(result: Result, request: ImportRequest) -> None:
     """Raise UserError if the scores rank OOD above ID images, or if --force-sign is not needed."""
     mean, other = result.mean("auroc"), next(one for one in HIGHER if one != request.higher)
     below = [f"{one.title} ({100 * one.auroc:.2f} %)" for one in result.ood if one.auroc < 0.5]
-    single = (
-        f"\n  or, if only {', '.join(below)} has the other sign, negate its scores"
-        if len(below) < len(result.ood)
-        else ""
-    )
+    only = f"\n  or, if only {', '.join(below)} has the other sign, negate its scores"
+    single = only if len(below) < len(result.ood) else ""
     if mean < 0.5 and not request.force_sign:
         raise UserError(
             f"with --higher {request.higher} the mean AUROC is {100 * mean:.2f} %, so that the "

@@ -80,12 +80,8 @@ def assign(given: Sequence[str], protocol: Protocol) -> AssignedFiles:
                 if one not in spelled.values() and in_folder:
                     skipped.append(f"{path} ({one})")
                 elif one not in spelled.values():
-                    single = file.scores.datasets is None
-                    other = (
-                        f"if it is another set, write SET={path}"
-                        if single
-                        else f"name those to import, as in {ID}={path}"
-                    )
+                    several = f"name those to import, as in {ID}={path}"
+                    other = several if file.scores.datasets is not None else f"if it is another set, write SET={path}"
                     problems.problems.append(
                         f"{path}: its set '{one}' is not among the requested ones; leave it out, or {other}"
                     )

@@ -139,6 +139,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("a.npy", np.array([1.0, None]), "Python objects are pickled"),
     ("a.npz", {"score": np.array([1.0, None])}, "save numbers and texts, not objects"),
     ("a.npz", {"score": SCORES, "names": np.array(NAMES[:3])}, "7 scores, but 3 of 'name'"),
+    ("a.npz", {"score": SCORES, "names": np.array("mine")}, "7 scores, but 1 of 'name'"),
+    ("a.npz", {"score": SCORES, "pred": np.array(3)}, "7 scores, but 1 of 'prediction'"),
     ("a.npz", "no archive", "cannot be read as .npz"),
     ("a.parquet", pd.DataFrame({"score": [1.0, None]}), "score 2 is NaN"),
     ("a.parquet", pd.DataFrame({"x": [1.0], "y": [1.0]}), "no column 'score'; its columns are 'x', 'y'"),
