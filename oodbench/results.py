@@ -33,6 +33,7 @@ Interval = tuple[float, float]
 SCHEMA = 1
 PART = 1000  # images in each part of a stream that a result has metrics for
 DIGITS = 9  # of intervals, whose bootstrap varies in the fourth digit, and of the metrics of parts of streams
+HIGHER = ("id", "ood")  # images with the higher scores in the files of an imported result
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
 _STREAM = ("order", "seed", "batch", "ratio", "base")  # of a stream's protocol, as columns of a DataFrame
 # Not part of the digest, because two runs that computed the same numbers differ in them; the access follows from the

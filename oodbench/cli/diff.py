@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -58,8 +59,9 @@ def diff(a: Path, b: Path, cells: int, as_json: bool) -> None:
 
 
 def _lines(found: Diff, cells: int) -> Iterator[str]:
+    names = Counter(pair.name for pair in found.pairs)
     for pair in found.pairs:
-        yield from _pair(pair, cells)
+        yield from _pair(pair, cells, with_paths=names[pair.name] > 1)
     for side, paths in (("A", found.only_a), ("B", found.only_b)):
         if paths:
             yield f"only in {side}:"
@@ -71,13 +73,14 @@ def _lines(found: Diff, cells: int) -> Iterator[str]:
         yield f"{len(found.pairs) - differing} of {len(found.pairs)} pairs of results are equal in all digits{more}"
 
 
-def _pair(pair: Pair, cells: int) -> Iterator[str]:
-    """Yield the lines on a pair: its numbers, then its facts."""
+def _pair(pair: Pair, cells: int, *, with_paths: bool) -> Iterator[str]:
+    """Yield the lines on a pair: its numbers, then its facts; `with_paths`, its name is followed by its files."""
     from oodbench.report.diff import summary
 
     by = f", by up to {100 * pair.worst:.2g} points" if 0 < pair.worst < math.inf else ""
     differ = f"{len(pair.differing)} of {pair.cells} numbers differ{by}"
-    yield f"{pair.name}: {differ if pair.differing else f'{pair.cells} numbers, equal in all digits'}"
+    files = f" ({pair.paths[0]} and {pair.paths[1]})" if with_paths else ""
+    yield f"{pair.name}{files}: {differ if pair.differing else f'{pair.cells} numbers, equal in all digits'}"
     kept = pair.differing[:cells]
     if kept:
         yield from _columns([("", "number", "A", "B", "B - A"), *(("", *_cell(cell)) for cell in kept)])

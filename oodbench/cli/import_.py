@@ -10,6 +10,7 @@ import click
 from oodbench.cli import options as shared
 from oodbench.cli.help import Command, OneOf, examples
 from oodbench.cli.output import configure_logging, note, print_tables
+from oodbench.results import HIGHER
 
 
 @click.command(
@@ -29,7 +30,7 @@ from oodbench.cli.output import configure_logging, note, print_tables
 @click.option("--encoder", required=True, help="Encoder of the images, as for run; an unknown name is kept.")
 @click.option(
     "--higher",
-    type=OneOf("id", "ood"),
+    type=OneOf(*HIGHER),
     default="",
     help="Images with higher scores: id for confidences, ood for distances. Required.",
 )
@@ -70,7 +71,7 @@ def import_(scores: tuple[str, ...], verbose: bool, ood: str, results: Path, **o
     found = import_scores(ImportRequest(scores=scores, ood=parse_names(ood), out=results, **options))
     for one in found.sets:
         note(f"{one.dataset.name}: {len(one.scores):,} scores from {one.path}; checked: {one.checked}")
-    if found.replaced:
-        note("note: this replaces an earlier import of the same method")
+    for remark in found.remarks:
+        note(f"note: {remark}")
     print_tables(tables([found.result]))
     note(f"wrote {found.path}")

@@ -11,7 +11,7 @@ from oodbench.cli import options as shared
 from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import configure_logging, note, print_errors
-from oodbench.errors import UserError, has_credentials, redact_url
+from oodbench.errors import UserError, has_credentials, raise_all, redact_url
 from oodbench.storage.files import expand, real_path
 
 
@@ -76,7 +76,11 @@ def leaderboard(
     with spinner("verifying the results"):
         found = board.collect(folders, folder)
         published = list(quotes().values()) if quoted else []
+        if not (found.results or found.unreadable or published):
+            raise_all(found.empty)
         count = board.write(folder, found, published, title or board.TITLE, repository)
+    for message in found.empty:
+        note(f"note: {message}")
     print_errors(*found.failures)
     note(f"wrote {output / 'index.html'} with {count} rows")
     if found.failures:

@@ -14,14 +14,12 @@ from oodbench.cli import options as shared
 from oodbench.cli.help import Command, OneOf, examples
 from oodbench.cli.output import configure_logging, note, print_tables, say
 from oodbench.errors import raise_all
-from oodbench.results import METRICS, Interval
+from oodbench.results import HIGHER, METRICS, Interval
 
 if TYPE_CHECKING:
     from oodbench.metrics import Settings
     from oodbench.metrics.files import FileMetrics
     from oodbench.report.tables.table import Table
-
-HIGHER = ("id", "ood")
 
 
 @click.command(
@@ -34,7 +32,7 @@ HIGHER = ("id", "ood")
 )
 @click.argument("id_", metavar="ID")
 @click.argument("ood", metavar="[OOD]...", nargs=-1)
-@click.option("--higher", type=OneOf("id", "ood"), default="id", help="Images with higher scores.", show_default=True)
+@click.option("--higher", type=OneOf(*HIGHER), default="id", help="Images with higher scores.", show_default=True)
 @shared.AT95
 @shared.AUPR
 @shared.BOOTSTRAP
@@ -53,9 +51,10 @@ def metrics(id_: str, ood: tuple[str, ...], verbose: bool, **options: Any) -> No
     configure_logging(verbose)
     from oodbench.cli.progress import spinner
     from oodbench.metrics import Settings, bootstrap, files
-    from oodbench.pipeline.request import choice_problems
+    from oodbench.pipeline.request import choice_problems, range_problems
 
-    raise_all(choice_problems(("--higher", options["higher"], HIGHER)))
+    problems = choice_problems(("--higher", options["higher"], HIGHER))
+    raise_all([*problems, *range_problems(("--bootstrap", options["bootstrap"], 0, 10**7))])
     settings = Settings(options["at95"], options["aupr"], options["bootstrap"])
     bootstrap.check(settings)
     sign = 1 if options["higher"] == "id" else -1
@@ -68,9 +67,15 @@ def metrics(id_: str, ood: tuple[str, ...], verbose: bool, **options: Any) -> No
         say(json.dumps(_plain(found, settings), indent=1))
         return
     print_tables([_table(found, settings)])
-    if found.mean("auroc") < 0.5:
+    below = {
+        source.name: one.auroc for source, one in zip(found.sources[1:], found.sets, strict=True) if one.auroc < 0.5
+    }
+    if len(below) == len(found.sets):
         other = next(one for one in HIGHER if one != options["higher"])
-        note(f"note: the mean AUROC is below 50 %; if the scores have the other sign, add --higher {other}")
+        note(f"note: the AUROC is below 50 %; if the scores have the other sign, add --higher {other}")
+    elif below:
+        listed = ", ".join(f"{name} ({100 * auroc:.2f} %)" for name, auroc in below.items())
+        note(f"note: the AUROC is below 50 % for {listed}; if only these scores have the other sign, negate them")
 
 
 def _plain(found: FileMetrics, settings: Settings) -> dict[str, Any]:

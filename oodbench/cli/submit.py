@@ -145,6 +145,7 @@ def _other_options() -> Iterator[str]:
 def _chosen(results: Sequence[Path], options: dict[str, Any]) -> list[tuple[Path, Result]]:
     """Return the selected results. Raise UserError for damaged files, and for selections without results."""
     from oodbench.method.parameters import parse_names, split
+    from oodbench.report.options import is_named, names_of
     from oodbench.results import may_be_result, read, row_files
 
     problems, found = ProblemList(), list[tuple[Path, "Result"]]()
@@ -152,25 +153,21 @@ def _chosen(results: Sequence[Path], options: dict[str, Any]) -> list[tuple[Path
         files = [*filter(may_be_result, row_files(place))] if place.is_dir() else [place] if place.exists() else []
         if not files:
             problems.problems.append(f"no results in {place}; make some with: oodbench run --results {place}")
-        found += [(path, row) for path in files if (row := problems.attempt(read, path))]
+        known = {path.resolve() for path, _ in found}  # a file and its folder may both be named
+        found += [(p, row) for p in files if p.resolve() not in known and (row := problems.attempt(read, p))]
     raise_all(problems.problems)
     for option, wanted in (
         ("methods", {name.strip() for name in split(options["methods"], ",")}),
         ("id", {*parse_names(options["ids"])}),
         ("encoder", {*parse_names(options["encoders"])}),
     ):
-        there = {name for _, row in found for name in _names(row)[option]}
-        for name in sorted(wanted - there):
-            problems.problems.append(f"--{option}: no results of '{name}'{did_you_mean(name, there)}")
-        found = [(path, row) for path, row in found if not wanted or _names(row)[option] & wanted]
+        there = {name for _, row in found for name in names_of(row, option)}
+        for name in sorted(wanted):
+            if not any(is_named(row, option, name) for _, row in found):
+                problems.problems.append(f"--{option}: no results of '{name}'{did_you_mean(name, there)}")
+        found = [(p, row) for p, row in found if not wanted or any(is_named(row, option, name) for name in wanted)]
     raise_all(problems.problems)
     return found
-
-
-def _names(row: Result) -> dict[str, set[str]]:
-    """Return, for each option, the names that select a result."""
-    encoder = str(row.encoder.get("name"))
-    return {"methods": {row.method, row.label}, "id": {row.benchmark, row.id.dataset}, "encoder": {encoder}}
 
 
 def _problems(found: Sequence[tuple[Path, Result]], plugins: Sequence[Path]) -> Iterator[str]:
@@ -211,7 +208,7 @@ def _check(root: Path) -> int:
 
     checks = list(submission.check(root))
     if not checks:
-        raise UserError(f"{root} has no submissions; create some with: oodbench submit results --handle NAME")
+        note(f"{root} has no submissions; create some with: oodbench submit results --handle NAME")
     for one in checks:
         label = f"{one.label}: " if one.label else ""
         say(f"{one.folder}: {label}{'FAILS' if one.problems else 'OK'}")

@@ -90,13 +90,19 @@ def score_set(scores: NDArray[Any] | Sequence[float], what: str, names: Sequence
     return ScoreSet(given)
 
 
+def check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
+    """Raise UserError unless an array has one real number per image."""
+    if len(shape) != 1 or dtype.kind not in "fiu":
+        flat = "; flatten it with .ravel()" if len(shape) > 1 and max(shape) == math.prod(shape) else ""
+        raise UserError(f"{what}: one real number per image is needed, not {dtype} of shape {shape}{flat}")
+
+
 def exact(scores: NDArray[Any], what: str) -> NDArray[Any]:
     """Return scores [n] that float64 represents exactly; raise UserError for others. NaN and infinity are not checked.
 
     Integers above 2^53 and wider floats would be rounded, which creates ties or changes their order.
     """
-    if scores.ndim != 1 or scores.dtype.kind not in "fiu":
-        raise UserError(f"{what}: one real number per image is needed, not {scores.dtype} of shape {scores.shape}")
+    check_shape(scores.shape, scores.dtype, what)
     if scores.dtype.kind in "iu" and scores.dtype.itemsize == 8 and scores.size:
         rounded = next((n for n in (int(scores.max()), int(scores.min())) if abs(n) > INTEGERS), None)
     else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,18 +75,22 @@ def metrics_of_files(sources: Sequence[Source], settings: Settings, *, with_inte
 def sources(id: str, ood: Sequence[str], sign: int = 1) -> list[Source]:
     """Return the sources that FILE and NAME=FILE name, the ID set first; a single FILE may hold all sets.
 
-    `sign` is -1 if OOD images have the higher scores. Raises UserError for files that cannot be read or hold several.
+    Sets of one name, such as a/scores.npy and b/scores.npy, are named by their paths. `sign` is -1 if OOD images have
+    the higher scores. Raises UserError for files that cannot be read or hold several.
     """
     if not ood:
         path = expand(id)
         names = _sets(path)
         if len(names) < 2:
             raise UserError(f"{id}: no OOD scores; name their files after the ID file")
+        names.sort(key=lambda name: name.lower() != "id")  # stable: without `id`, the first is the ID set
         return [Source(name, path, name, sign) for name in names]
     problems = ProblemList()
     found = [problems.attempt(_source, text, sign) for text in (id, *ood)]
     raise_all(problems.problems)
-    return [one for one in found if one]
+    kept = [one for one in found if one]
+    counts = Counter(one.name for one in kept)
+    return [replace(one, name=str(one.path)) if counts[one.name] > 1 else one for one in kept]
 
 
 def _source(text: str, sign: int) -> Source:

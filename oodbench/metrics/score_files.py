@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -33,11 +34,17 @@ _LOAD = {
 # Kind of a column -> its possible names in a file, in upper or lower case; `conf`, `pred` and `gt` are OpenOOD's.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "score": ("score", "scores", "conf", "confidence"),
-    "name": ("name", "names", "image", "images", "path", "file", "filename"),
+    "name": (
+        *("name", "names", "image", "images", "path", "paths", "file", "files", "filename", "filenames"),
+        *("file_name", "filepath", "file_path", "fname", "image_name", "image_path", "image_id"),
+        *("img", "img_name", "img_path", "impath"),
+    ),
+    "index": ("", "index", "unnamed: 0", "__index_level_0__"),  # of pandas: names of images, or numbers of rows
     "label": ("label", "labels", "gt"),
     "prediction": ("prediction", "predictions", "pred"),
     "dataset": ("dataset",),
 }
+_DECIMAL_COMMA = re.compile(r"(?:^|[;\t]|(?<!unnamed:) )[+-]?\d[\d.]*,\d+(?:e[+-]?\d+)?\s*(?:$|[;\t ])", re.IGNORECASE)
 Integers = NDArray[np.int64]
 
 
@@ -132,7 +139,7 @@ def _checked(path: Path, columns: Iterator[Mapping[str, Any]]) -> Iterator[Score
         scores = exact(np.asarray(found["score"]), str(path)).astype(np.float64)
         if (bad := np.flatnonzero(~np.isfinite(scores))).size:
             raise UserError(f"{path}: score {seen + int(bad[0]) + 1} is {_named(scores[bad[0]])}")
-        texts = {k: np.asarray(found[k], dtype=object) for k in ("name", "dataset") if k in found}
+        texts = {k: _decoded(found[k]) for k in ("name", "dataset", "index") if k in found}
         numbers = {k: _indices(found[k], f"{path}: column '{k}'") for k in ("label", "prediction") if k in found}
         if other := next((k for k, v in (*texts.items(), *numbers.items()) if len(v) != len(scores)), None):
             raise UserError(f"{path}: {len(scores)} scores, but {len({**texts, **numbers}[other])} of '{other}'")
@@ -144,9 +151,24 @@ def _checked(path: Path, columns: Iterator[Mapping[str, Any]]) -> Iterator[Score
 def _part(scores: Floats, texts: Mapping[str, Any], numbers: Mapping[str, Any]) -> ScorePart:
     """Build a part from columns by kind; class indices are dropped if there are no predictions."""
     said = numbers if "prediction" in numbers else {}
-    return ScorePart(
-        scores, texts.get("name"), said.get("label"), said.get("prediction"), texts.get("dataset"), texts.get("line")
-    )
+    names = texts.get("name")
+    if names is None and "index" in texts and not _counts_rows(texts["index"], texts.get("dataset")):
+        names = texts["index"]
+    return ScorePart(scores, names, said.get("label"), said.get("prediction"), texts.get("dataset"), texts.get("line"))
+
+
+def _counts_rows(index: NDArray[np.object_], datasets: NDArray[np.object_] | None) -> bool:
+    """Return whether an index has ascending row numbers for each image set; those of sorted scores name images."""
+    if not all(re.fullmatch(r"0|[1-9]\d*", str(one)) for one in index):
+        return False
+    ascending = np.diff(index.astype(np.float64)) > 0
+    return bool((ascending if datasets is None else ascending | (datasets[1:] != datasets[:-1])).all())
+
+
+def _decoded(texts: Any) -> NDArray[np.object_]:
+    """Return texts as an array [n] of str; bytes are decoded as UTF-8."""
+    given = np.atleast_1d(np.asarray(texts)).tolist()
+    return np.array([t.decode(errors="backslashreplace") if isinstance(t, bytes) else t for t in given], dtype=object)
 
 
 def _named(score: float) -> str:
@@ -155,7 +177,7 @@ def _named(score: float) -> str:
 
 def _indices(values: Any, what: str) -> Any:
     """Return class indices as integers; other labels become -1, and other predictions raise UserError."""
-    given = np.asarray(values)
+    given = np.atleast_1d(np.asarray(values))
     if given.dtype.kind in "iu" or (given.dtype.kind == "f" and np.array_equal(given, np.round(given))):
         return given.astype(np.int64)
     if what.endswith("'prediction'"):
@@ -177,6 +199,9 @@ def _npz(path: Path) -> Iterator[dict[str, Any]]:
     if "score" in known:
         yield {kind: arrays[name] for kind, name in known.items()}
         return
+    if known:
+        other = next(iter(known.values()))
+        raise UserError(f"{path}: which set its array '{other}' belongs to is not clear; leave it out")
     for name, scores in arrays.items():
         yield {"score": scores, "dataset": np.full(len(np.atleast_1d(scores)), name, dtype=object)}
 
@@ -215,7 +240,8 @@ def columns_of(names: Sequence[str], what: str, *, sets: bool = False) -> dict[s
     if "score" not in found and len(others) == 1:
         found["score"] = others[0]
     if "score" not in found and (not sets or not others):
-        raise UserError(f"{what}: no column 'score'; its columns are {', '.join(map(repr, names)) or 'none'}")
+        rename = "; rename one to score, and that of the images to name" if len(others) > 1 else ""
+        raise UserError(f"{what}: no column 'score'; its columns are {', '.join(map(repr, names)) or 'none'}{rename}")
     return found
 
 
@@ -226,13 +252,18 @@ def _text(path: Path, rows: int) -> Iterator[ScorePart]:
     """Read a text file with one image per line: a score, a name and a score, or the columns of a header."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = _lines(file, path.suffix.lower())
+            lines = _lines(file, path)
             _, first = head = next(lines, (0, []))
             if not first:
                 raise UserError(f"{path} holds no scores")
             columns, is_head = _columns(first, path)
             pending = lines if is_head else _chain(head, lines)
             while block := list(islice(pending, min(rows, _LINES))):
+                if first == ["0"] and any("." in cells[0] for _, cells in block):
+                    raise UserError(
+                        f"{path}: its first line, 0, looks like the header of pandas; write the file with "
+                        "header=['score'], or the first score as 0.0"
+                    )
                 yield _parsed(block, columns, len(first), path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8; save it in UTF-8") from error
@@ -245,14 +276,21 @@ def _chain(first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]) 
     yield from rest
 
 
-def _lines(file: Any, suffix: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the cells of each nonempty line; in .txt, lines that begin with # are comments.
+def _lines(file: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each line that is neither empty nor a comment: # in .txt, else # and a blank.
 
     The first line determines the separator. If it is a blank, the last word is one cell and the rest another.
     """
+    suffix = path.suffix.lower()
+    comment = re.compile("#" if suffix == ".txt" else r"#(\s|$)")  # np.savetxt writes `# ` before a header
     start = file.tell()
-    first = next((line for line in file if line.strip() and not (suffix == ".txt" and line.startswith("#"))), "")
+    first = next((line for line in file if line.strip() and not comment.match(line)), "")
     file.seek(start)
+    if re.search(r"[;\t ]", first.strip()) and _DECIMAL_COMMA.search(first):
+        raise UserError(
+            f"{path}: the scores have decimal commas; write 0.5, not 0,5 (if the comma separates two columns, name "
+            "them in the first line: name,score)"
+        )
     separators = ",\t;" if suffix == ".csv" else "\t,;"
     separator = next((one for one in separators if one in first), "")
     words = first.rsplit(None, 1)
@@ -262,20 +300,24 @@ def _lines(file: Any, suffix: str) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(file, delimiter=separator)
         numbered = ((reader.line_num, cells) for cells in reader)
     else:
-        numbered = ((number, line.rsplit(None, 1)) for number, line in enumerate(file, 1))
+        numbered = ((number, _words(line, f"{path}, line {number}")) for number, line in enumerate(file, 1))
     for number, cells in numbered:
-        if (
-            cells
-            and (cells[-1].strip() or any(map(str.strip, cells)))
-            and not (suffix == ".txt" and cells[0].startswith("#"))
-        ):
+        if cells and (cells[-1].strip() or any(map(str.strip, cells))) and not comment.match(cells[0]):
             yield number, cells
+
+
+def _words(line: str, what: str) -> list[str]:
+    """Return the last word of a line and the rest. Raise UserError for two numbers: which is the score is not clear."""
+    words = line.rsplit(None, 2)
+    if len(words) == 3 and all(map(_is_number, words[1:])) and not line.startswith("#"):
+        raise UserError(f"{what}: several numbers; keep the scores, or write .csv with a header")
+    return line.rsplit(None, 1)
 
 
 def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
     """Return the positions of the columns by kind, and whether the first line is a header."""
     numeric = [_is_number(cell) for cell in first]
-    if not any(numeric) or not first[0].strip():  # pandas names an index ""
+    if not any(numeric) or any(first[0].strip().lower() in known for known in COLUMNS.values()):  # pandas names one 0
         found = columns_of(first, str(path))
         return {kind: list(first).index(name) for kind, name in found.items()}, True
     if len(first) == 1:
@@ -285,6 +327,7 @@ def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
     raise UserError(
         f"{path}: {len(first)} columns without names; name them in the first line, such as "
         f"{'score,prediction' if len(first) == 2 else 'name,score,' + ','.join('-' * (len(first) - 2))}"
+        f"{' (and write decimals as 0.5, not 0,5)' if len(first) == 2 else ''}"
     )
 
 
@@ -328,7 +371,8 @@ def _number(cell: str, path: Path, line: int) -> float:
     try:
         value = float(cell)
     except ValueError:
-        raise UserError(f"{path}, line {line}: {f'{cell!r} is not a number' if cell else 'no score'}") from None
+        comma = f"; write {cell.replace(',', '.')}" if re.fullmatch(r"[+-]?\d+,\d+", cell) else ""
+        raise UserError(f"{path}, line {line}: {f'{cell!r} is not a number{comma}' if cell else 'no score'}") from None
     if not np.isfinite(value):
         raise UserError(f"{path}, line {line}: the score is {_named(value)}")
     if abs(value) >= INTEGERS and cell.lstrip("+-").isdigit() and int(cell) != value:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from oodbench.errors import UserError
 from oodbench.metrics.counts import Counts, ThresholdCounts, count, keys
-from oodbench.metrics.detection import Floats, Metrics, check_options, exact, metrics_of, threshold_counts
+from oodbench.metrics.detection import Floats, Metrics, check_options, check_shape, exact, metrics_of, threshold_counts
 
 ROWS = 1 << 22  # scores in a sorted shard: 32 MB
 
@@ -106,9 +106,9 @@ def open_shard(source: Path | str | NDArray[Any], dataset: str | None = None) ->
     path = Path(source)
     if not path.is_file():
         raise UserError(f"{path}: this score file does not exist")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _parquet(path, dataset)
-    if path.suffix != ".npy" or dataset is not None:
+    if path.suffix.lower() != ".npy" or dataset is not None:
         what = "only .parquet files hold several image sets" if dataset else "scores are read from .npy and .parquet"
         raise UserError(f"{path}: {what}")
     try:
@@ -126,8 +126,7 @@ def open_shard(source: Path | str | NDArray[Any], dataset: str | None = None) ->
 def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if dtype.hasobject:
         raise UserError(f"{name}: Python objects are pickled, and loading them can run code; save float64 numbers")
-    if len(shape) != 1 or dtype.kind not in "fiu":
-        raise UserError(f"{name}: one real number per image is needed, not {dtype} of shape {shape}")
+    check_shape(shape, dtype, name)
 
 
 def _as_float64(scores: NDArray[Any], name: str) -> Floats:

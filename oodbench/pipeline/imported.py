@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from oodbench.data.load import LoadOptions
 from oodbench.data.paths import data_root
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder, weights_digest
 from oodbench.encoder.names import open_clip_name, tags
-from oodbench.errors import ProblemList, UserError, raise_all
+from oodbench.errors import ProblemList, UserError, did_you_mean, raise_all
 from oodbench.method.access import Access, from_mapping
 from oodbench.method.parameters import Choice, label, parse_choices, parse_value
 from oodbench.metrics import detection as metrics
@@ -28,11 +28,10 @@ from oodbench.pipeline.evaluate import rounded, uncertainty
 from oodbench.pipeline.plan import check_benchmark
 from oodbench.pipeline.request import choice_problems, is_writable, range_problems
 from oodbench.pipeline.score_sets import SetScores, assign, matched
-from oodbench.results import IdRow, Result, SetRow, commit, read, slug, versions
+from oodbench.results import HIGHER, IdRow, Result, SetRow, commit, read, slug, versions
 from oodbench.storage.files import atomic_write, expand, write_text
 from oodbench.storage.store import Store, default_root, digest, file_digest
 
-HIGHER = ("id", "ood")  # images with the higher scores
 _LIBRARIES = ("oodbench", "numpy", "python")  # the numbers were computed with these; the scores were not
 _UNKNOWN = "unknown"
 
@@ -64,12 +63,12 @@ class ImportRequest:
 
 @dataclass(frozen=True)
 class Imported:
-    """An imported result, its file, and its scores by image set."""
+    """An imported result, its file, its scores by image set, and remarks on what the user may not expect."""
 
     path: Path
     result: Result
     sets: tuple[SetScores, ...]
-    replaced: bool  # whether the file had another result from an earlier import
+    remarks: tuple[str, ...]
 
 
 def import_scores(request: ImportRequest) -> Imported:
@@ -83,16 +82,18 @@ def import_scores(request: ImportRequest) -> Imported:
     protocol = problems.attempt(catalog.protocol, request.benchmark, request.ood)
     if protocol:
         problems.attempt(check_benchmark, protocol.benchmark)
-    files = problems.attempt(assign, request.scores, protocol) if protocol else None
+    assigned = problems.attempt(assign, request.scores, protocol) if protocol else None
     raise_all(problems.problems)
-    assert choice and encoder and protocol and files
+    assert choice and encoder and protocol and assigned
     store = Store(expand(request.store or default_root()))
     options = LoadOptions(data_root(request.data), store, allow_partial=request.allow_partial)
     groups = {protocol.id.name: "", **{dataset.name: group for dataset, group in protocol.ood}}
     found = []
     for dataset in (protocol.id, *(dataset for dataset, _ in protocol.ood)):
         is_id = dataset is protocol.id
-        one = problems.attempt(lambda d=dataset, i=is_id: matched(d, groups[d.name], files[d.name], options, is_id=i))
+        one = problems.attempt(
+            lambda d=dataset, i=is_id: matched(d, groups[d.name], assigned.sets[d.name], options, is_id=i)
+        )
         found += [one] if one else []
     raise_all(problems.problems)
     sets = tuple(_signed(one, request.higher) for one in found)
@@ -121,7 +122,17 @@ def import_scores(request: ImportRequest) -> Imported:
     )
     result = _evaluated(result, sets, Settings(request.at95, request.aupr, request.bootstrap))
     _check_sign(result, request)
-    return _write(result, sets, expand(request.out))
+    path = _file(result, expand(request.out))
+    old = _old(path)
+    if old and old.digest == result.digest:
+        result = dataclasses.replace(result, created=old.created)
+    _write(result, sets, path)
+    remarks = [_unknown_tag(encoder)]
+    if assigned.skipped:
+        remarks.append(f"skipped, as their sets are not requested: {', '.join(assigned.skipped)}")
+    if old and old.digest != result.digest:
+        remarks.append("this replaces an earlier import of the same method")
+    return Imported(path, result, sets, tuple(filter(None, remarks)))
 
 
 def _check(request: ImportRequest) -> None:
@@ -171,7 +182,19 @@ def _encoder(text: str) -> dict[str, Any]:
         weights = weights_digest(spec.path) if spec.path else ""
     card = EncoderCard(name, architecture, tag, weights, {}, (), (), (0, 0), "", "", 0, "", 0, "", 0, 0.0)
     facts = {k: v for k, v in card.row().items() if k in ("name", "slug", "architecture", "tag", "weights") and v}
-    return {**facts, "slug": card.slug.removesuffix("-") or slug(name)}
+    folder = card.slug.removesuffix("-") or slug(name)
+    # A slug is ASCII: without the digest, all Chinese names would have the slug x, and one folder.
+    return {**facts, "slug": folder if name.isascii() else f"{folder}-{digest(name)[:8]}"}
+
+
+def _unknown_tag(encoder: Mapping[str, Any]) -> str:
+    """Return a remark on an encoder with an architecture of open_clip, but without weights of it; "" for others."""
+    architecture, tag = (str(encoder.get(name, "")) for name in ("architecture", "tag"))
+    if tag in ("", "openai"):  # known without open_clip, whose import takes seconds
+        return ""
+    known = tags(architecture)
+    close = did_you_mean(tag, known)
+    return f"encoder {encoder['name']}: open_clip has no weights '{tag}'{close}" if known and tag not in known else ""
 
 
 def parse_access(text: str) -> Access | None:
@@ -266,31 +289,29 @@ def _evaluated(result: Result, sets: Sequence[SetScores], settings: Settings) ->
 def _check_sign(result: Result, request: ImportRequest) -> None:
     """Raise UserError if the scores rank OOD above ID images, or if --force-sign is not needed."""
     mean, other = result.mean("auroc"), next(one for one in HIGHER if one != request.higher)
+    below = [f"{one.title} ({100 * one.auroc:.2f} %)" for one in result.ood if one.auroc < 0.5]
+    only = f"\n  or, if only {', '.join(below)} has the other sign, negate its scores"
+    single = only if len(below) < len(result.ood) else ""
     if mean < 0.5 and not request.force_sign:
         raise UserError(
             f"with --higher {request.higher} the mean AUROC is {100 * mean:.2f} %, so that the "
             f"{'OOD' if request.higher == 'id' else 'ID'} images have the higher scores; write --higher {other} "
-            f"({100 * (1 - mean):.2f} %)\n  or, if the method really ranks them that way, --force-sign"
+            f"({100 * (1 - mean):.2f} %){single}\n  or, if the method really ranks them that way, --force-sign"
         )
     if mean >= 0.5 and request.force_sign:
         raise UserError(f"the mean AUROC is {100 * mean:.2f} %: the sign need not be forced; leave --force-sign out")
 
 
-def _write(result: Result, sets: Sequence[SetScores], out: Path) -> Imported:
-    """Write a result and its scores; an earlier import of the same method with the same settings is replaced."""
-    encoder = str(result.encoder["slug"])
-    known = [
-        result.label,
-        result.templates,
-        result.conventions,
-        result.run["seed"],
-        sorted(s.dataset.name for s in sets),
-    ]
-    folder = out / "runs" / slug(result.benchmark)[:120] / encoder
-    path = folder / f"{slug(result.method)[:120]}-imported-{digest(known)[:8]}.json"
-    old = _old(path)
-    if old and old.digest == result.digest:
-        result = dataclasses.replace(result, created=old.created)
+def _file(result: Result, out: Path) -> Path:
+    """Return the file of a result; a second import of the same method with the same settings has the same one."""
+    names = sorted([result.id.dataset, *(one.dataset for one in result.ood)])
+    known = [result.label, result.templates, result.conventions, result.run["seed"], names]
+    folder = out / "runs" / slug(result.benchmark)[:120] / str(result.encoder["slug"])
+    return folder / f"{slug(result.method)[:120]}-imported-{digest(known)[:8]}.json"
+
+
+def _write(result: Result, sets: Sequence[SetScores], path: Path) -> None:
+    """Write a result and its scores."""
     columns = {
         "dataset": [s.dataset.name for s in sets for _ in s.names],
         "name": [name for s in sets for name in s.names],
@@ -300,7 +321,6 @@ def _write(result: Result, sets: Sequence[SetScores], out: Path) -> Imported:
     }
     _write_scores(columns, path.with_suffix(".parquet"))
     write_text(path, result.to_json())
-    return Imported(path, result, tuple(sets), old is not None and old.digest != result.digest)
 
 
 def _old(path: Path) -> Result | None:

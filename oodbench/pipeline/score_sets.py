@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from oodbench.data.catalog import Dataset, Protocol
+from oodbench.data.catalog import Dataset, Protocol, datasets
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import Missing, ProblemList, UserError, did_you_mean, raise_all
@@ -53,22 +53,44 @@ class SetScores:
     checked: str
 
 
-def assign(given: Sequence[str], protocol: Protocol) -> dict[str, SetFile]:
-    """Return the scores of each image set of a benchmark, the ID set first, from files, folders and `SET=FILE`.
+@dataclass(frozen=True)
+class AssignedFiles:
+    """The scores of each requested set, the ID set first, and the files of a folder whose sets are not requested."""
+
+    sets: dict[str, SetFile]
+    skipped: tuple[str, ...]
+
+
+def assign(given: Sequence[str], protocol: Protocol) -> AssignedFiles:
+    """Return the scores of each image set of a benchmark from files, folders and `SET=FILE`.
 
     The set is named before `=`, in a column `dataset` of the file, or in the name of the file. Raises UserError with
-    all files without a set, sets with several files, and sets without a file.
+    all files without a set, sets with several files, sets that are not requested (in a folder they are skipped), and
+    sets without a file.
     """
     sets = [protocol.id, *(dataset for dataset, _ in protocol.ood)]
-    spelled = _spellings(sets)
+    spelled = {ID: sets[0].name, **_spellings(sets)}
     problems = ProblemList()
     found: dict[str, SetFile] = {}
+    skipped: list[str] = []
     for text in given:
+        in_folder = expand(text).is_dir()
         for name, path in problems.attempt(_files, text, spelled) or ():
             for one, file in (problems.attempt(_sets_of, name, path, spelled, protocol) or {}).items():
-                if one in found:
-                    problems.problems.append(f"'{one}' has scores in {found[one].path} and in {path}; give one of them")
-                found.setdefault(one, file)
+                if one not in spelled.values() and in_folder:
+                    skipped.append(f"{path} ({one})")
+                elif one not in spelled.values():
+                    several = f"name those to import, as in {ID}={path}"
+                    other = several if file.scores.datasets is not None else f"if it is another set, write SET={path}"
+                    problems.problems.append(
+                        f"{path}: its set '{one}' is not among the requested ones; leave it out, or {other}"
+                    )
+                elif one in found:
+                    problems.problems.append(
+                        f"'{one}' has scores in {found[one].path} and in {path}; join them into one file, or give one"
+                    )
+                else:
+                    found[one] = file
     missing = [one.name for one in sets if one.name not in found]
     if missing and not problems.problems:
         kept = ",".join(one.name for one in sets[1:] if one.name in found)
@@ -76,15 +98,17 @@ def assign(given: Sequence[str], protocol: Protocol) -> dict[str, SetFile]:
             f"\n  or import the sets that have scores, with --ood {kept}" if sets[0].name in found and kept else ""
         )
         shown = " ".join(f"{ID if name == sets[0].name else name}=FILE" for name in missing)
-        problems.problems.append(f"no scores of {', '.join(missing)}; add {shown}{without}")
+        others = f" (other sets: {', '.join(skipped)})" if skipped else ""
+        problems.problems.append(f"no scores of {', '.join(missing)}{others}; add {shown}{without}")
     raise_all(problems.problems)
-    return {one.name: found[one.name] for one in sets}
+    return AssignedFiles({one.name: found[one.name] for one in sets}, tuple(skipped))
 
 
-def _spellings(sets: Sequence[Dataset]) -> dict[str, str]:
-    """Return the name of a set by each of its spellings in lower case; the first set is also `id`."""
-    spelled = {_plain(text): one.name for one in reversed(sets) for text in (one.title, *one.aliases, one.name)}
-    return {ID: sets[0].name, **spelled}
+def _spellings(sets: Collection[Dataset]) -> dict[str, str]:
+    """Return the name of a set by each of its spellings in lower case; names go before aliases and titles."""
+    titles = {_plain(one.title): one.name for one in sets}
+    aliases = {_plain(alias): one.name for one in sets for alias in one.aliases}
+    return {**titles, **aliases, **{_plain(one.name): one.name for one in sets}}
 
 
 def _plain(text: str) -> str:
@@ -120,11 +144,12 @@ def _sets_of(name: str, path: Path, spelled: Mapping[str, str], protocol: Protoc
         if name not in known:
             raise UserError(f"{path} holds no scores of '{name}', only of {', '.join(parts)}")
         return {name: SetFile(path, known[name])}
-    if unknown := next((one for one in known if one not in spelled.values()), None):
+    known_names = {*spelled.values(), *_spellings(datasets().values()).values()}
+    if unknown := next((one for one in known if one not in known_names), None):
         close = did_you_mean(unknown, spelled.values())
         raise UserError(
             f"{path}: its set '{unknown}' is not among the requested ones{close}; to leave out sets of a file, "
-            f"name those to import, as in {next(iter(spelled))}={path}"
+            f"name those to import, as in {ID}={path}"
         )
     return {one: SetFile(path, part) for one, part in known.items()}
 
@@ -132,23 +157,26 @@ def _sets_of(name: str, path: Path, spelled: Mapping[str, str], protocol: Protoc
 def _named_in(path: Path, spelled: Mapping[str, str], protocol: Protocol) -> str:
     """Return the set whose name equals the name of a file, is the only one that begins with it, or is a word of it.
 
-    If one name contains another, the longer one counts.
+    If one name contains another, the longer one counts. The set may be one of the catalogue that is not requested:
+    glyphs-letters.npy is not glyphs, and cifar10.npy not cifar100.
     """
     stem = _plain(path.name.removesuffix(path.suffix))
+    every = {**_spellings(datasets().values()), **spelled}
     if stem in spelled:
         return spelled[stem]
-    begins = {name for text, name in spelled.items() if len(stem) > 2 and text.startswith(stem)}
+    start = f"{stem}-" if stem in every else stem
+    begins = {name for text, name in spelled.items() if len(stem) > 2 and text.startswith(start)}
     if len(begins) == 1:  # imagenet.npy is imagenet1k, unless an OOD set is imagenet-o
         return begins.pop()
     spans = {
         (match.start(), match.end()): name
-        for text, name in spelled.items()
+        for text, name in every.items()
         for match in re.finditer(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9])", stem)
     }
     longest = {
         name
-        for (start, end), name in spans.items()
-        if not any(a <= start and end <= b and (a, b) != (start, end) for a, b in spans)
+        for span, name in spans.items()
+        if not any(a <= span[0] and span[1] <= b and (a, b) != span for a, b in spans)
     }
     if len(longest) == 1:
         return longest.pop()
@@ -223,19 +251,23 @@ def _listed(dataset: Dataset, options: LoadOptions, is_id: bool) -> ImageSet | N
 
 
 def _unlisted(dataset: Dataset, group: str, file: SetFile, options: LoadOptions, is_id: bool) -> SetScores:
-    """Return the scores of a set that is not completely on this disk, in the order of the file."""
+    """Return the scores of a set that is not completely on this disk, sorted by name, or in the order of the file."""
     scores, n = file.scores, len(file.scores.scores)
-    labels = np.full(n, -1, dtype=np.int64) if scores.labels is None else scores.labels
-    names = [""] * n if scores.names is None else [_utf8(str(name)) for name in scores.names]
+    names = [""] * n
     if scores.names is not None:
+        names = [_utf8(str(name)) for name in scores.names]
         _check_once(file, names)
+        order = sorted(range(n), key=lambda i: names[i].replace("\\", "/"))  # as lists are, for paired tests
+        scores, names = scores.take(np.array(order)), [names[i] for i in order]
+    labels = np.full(n, -1, dtype=np.int64) if scores.labels is None else scores.labels
     if dataset.count is not None and n != dataset.count and not (options.allow_partial and n < dataset.count):
         fewer = ", or accept the subset with --allow-partial" if n < dataset.count else ""
         raise UserError(
             f"{file.path}: {dataset.name}: {_of(n, dataset.count)} images that the catalogue declares; give one for "
             f"each{fewer}"
         )
-    counted = "number, with the catalogue; the images are not all on this disk, and the order is the file's"
+    how = "the order is the file's" if scores.names is None else "the order is that of the names"
+    counted = f"number, with the catalogue; the images are not all on this disk, and {how}"
     return SetScores(
         dataset,
         group,

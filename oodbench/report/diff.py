@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from oodbench.errors import UserError
+from oodbench.errors import UserError, raise_all
 from oodbench.report.tables.access import part
 from oodbench.results import METRICS, Result, SetRow, flatten, read, rows
 
@@ -76,13 +76,18 @@ class Pair:
     @property
     def name(self) -> str:
         """Return `mcm, glyphs, ViT-B-16/openai`, or both names if they differ."""
-        names = [f"{row.label}, {row.benchmark}, {row.encoder.get('name', 'unknown')}" for row in (self.a, self.b)]
+        names = [_name(self.a), _name(self.b)]
         return names[0] if names[0] == names[1] else " against ".join(names)
 
     @property
     def worst(self) -> float:
         """Return the largest difference in a metric, as a fraction; infinity if one result lacks a metric."""
         return max((cell.rank for cell in self.differing if cell.name in (*METRICS, "accuracy")), default=0.0)
+
+
+def _name(row: Result) -> str:
+    seed = f", seed {row.run['seed']}" if row.run.get("seed") else ""
+    return f"{row.label}, {row.benchmark}, {row.encoder.get('name', 'unknown')}{seed}"
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ def diff(a: Path, b: Path) -> Diff:
 
     Raises UserError for other files, for a folder without results, and for a file compared with a folder.
     """
+    raise_all([f"{place} does not exist" for place in (a, b) if not place.exists()])
     if a.is_dir() != b.is_dir():
         folder, file = (a, b) if a.is_dir() else (b, a)
         raise UserError(f"{folder} is a folder, {file} is not; compare two results, or two folders of results")

@@ -56,10 +56,8 @@ def _uncommitted(row: Result) -> Iterator[str]:
         if not commit:
             yield f"the commit of oodbench for {what} is unknown: run it in a clone (git clone, pip install -e .)"
         elif commit.endswith("-dirty"):
-            yield (
-                f"the code of {what} had uncommitted changes ({commit[:12]}-dirty): commit them, and run it again with "
-                "an empty --store"
-            )
+            again = "import it again" if row.imported else "run it again with an empty --store"
+            yield f"the code of {what} had uncommitted changes ({commit[:12]}-dirty): commit them, and {again}"
         elif not _COMMIT.fullmatch(commit):
             yield f"the commit of {what} is {commit[:40]!r}, not 40 hexadecimal digits"
 

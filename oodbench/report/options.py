@@ -90,12 +90,8 @@ class TableOptions:
 
     def chooses(self, row: Result) -> bool:
         """Return whether a result is shown, by its method, encoder and benchmark."""
-        chosen = (
-            (self.methods, _of_method(row)),
-            ({*self.encoders, *map(open_clip_name, self.encoders)}, _of_encoder(row)),
-            (self.ids, _of_benchmark(row)),
-        )
-        return all(not given or names & set(given) for given, names in chosen)
+        chosen = (("methods", self.methods), ("encoder", self.encoders), ("id", self.ids))
+        return all(not given or any(is_named(row, option, name) for name in given) for option, given in chosen)
 
 
 def parse(given: Mapping[str, Any]) -> TableOptions:
@@ -140,16 +136,19 @@ def _renamed(text: str) -> tuple[str, str]:
     return name, rest[1:].strip()
 
 
-def _of_method(row: Result) -> set[str]:
-    return {row.method, row.label}
-
-
-def _of_encoder(row: Result) -> set[str]:
+def names_of(row: Result, option: str) -> set[str]:
+    """Return the names by which an option (methods, encoder, id) selects a result."""
+    if option == "methods":
+        return {row.method, row.label}
+    if option == "id":
+        return {row.benchmark, row.id.dataset}
     return {str(row.encoder[fact]) for fact in ("name", "slug", "architecture") if row.encoder.get(fact)}
 
 
-def _of_benchmark(row: Result) -> set[str]:
-    return {row.benchmark, row.id.dataset}
+def is_named(row: Result, option: str, name: str) -> bool:
+    """Return whether a name given to an option selects a result; encoders also in OpenAI's spelling."""
+    names = names_of(row, option)
+    return name in names or (option == "encoder" and open_clip_name(name) in names)
 
 
 def check(options: TableOptions, results: Sequence[Result]) -> None:
@@ -185,18 +184,18 @@ def _problems_of_choice(options: TableOptions, results: Sequence[Result]) -> lis
 
 def _unknown_names(options: TableOptions, results: Sequence[Result]) -> list[str]:
     known = [
-        ("of method", options.methods, [_of_method(row) for row in results]),
-        ("of encoder", options.encoders, [_of_encoder(row) for row in results]),
-        ("with ID set or benchmark", options.ids, [_of_benchmark(row) for row in results]),
-        ("with OOD set", options.sets, [{s.dataset for s in row.ood} for row in results]),
+        ("of method", "methods", options.methods),
+        ("of encoder", "encoder", options.encoders),
+        ("with ID set or benchmark", "id", options.ids),
     ]
-    named = [(what, given, sorted(set().union(*found))) for what, given, found in known]
-    return [
-        f"no results {what} '{name}'{did_you_mean(name, names)}"
-        for what, given, names in named
+    problems = [
+        f"no results {what} '{name}'{did_you_mean(name, set().union(*(names_of(row, option) for row in results)))}"
+        for what, option, given in known
         for name in given
-        if name not in names and not (given is options.encoders and open_clip_name(name) in names)
+        if not any(is_named(row, option, name) for row in results)
     ]
+    sets = {one.dataset for row in results for one in row.ood}
+    return problems + [f"no results with OOD set '{n}'{did_you_mean(n, sets)}" for n in options.sets if n not in sets]
 
 
 _LISTED = 5  # results in a message
@@ -209,7 +208,7 @@ def _unknown_together(options: TableOptions, results: Sequence[Result]) -> list[
         return []
     named = (("--methods", options.methods), ("--encoder", options.encoders), ("--id", options.ids))
     given = [f"{option} {','.join(names)}" for option, names in (*named, ("--ood", options.sets)) if names]
-    near = [row for row in results if not options.methods or _of_method(row) & set(options.methods)]
+    near = [row for row in results if not options.methods or names_of(row, "methods") & set(options.methods)]
     found = dict.fromkeys(f"{row.label} on {row.benchmark}, {row.encoder.get('name', 'unknown')}" for row in near)
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     return (

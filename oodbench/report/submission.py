@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from oodbench.data import catalog
 from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, printable, raise_all, redact_url
 from oodbench.report import eligibility
 from oodbench.results import Result, may_be_result, read, slug, versions
@@ -136,17 +137,32 @@ def place(handle: str, row: Result) -> Path:
     stream = [f"{row.stream.get('order')}-{row.stream.get('seed')}"] if row.stream else []
     seed = [f"seed-{row.run['seed']}"] if row.run.get("seed") else []
     words = [row.label, *stream, *seed, *(["imported"] if row.imported else [])]
-    usual = row.label == row.method and len(words) == 1 and not (row.weights or row.files or "patches" in row.run)
-    usual &= all(row.run.get(name, default) == default for name, default in _USUAL.items())
-    usual &= all(row.conventions.get(name, default) == default for name, default in _RULES.items())
-    calibration = row.run.get("calibration")
-    if usual and not (isinstance(calibration, dict) and "shot_seed" in calibration):
+    if _is_usual(row) and len(words) == 1:
         return Path(handle, _part(row.benchmark), _part(encoder), _part(row.method))
+    calibration = row.run.get("calibration")
     run = {name: row.run.get(name) for name in (*_USUAL, "patches", "base")}
     identity = [row.method, row.label, row.parameters, row.files, row.weights.get("digest"), row.templates, row.classes]
     identity += [row.encoder.get("identity"), row.conventions, row.stream, calibration, run, bool(row.imported)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return Path(handle, _part(row.benchmark), _part(encoder), f"{_part(slug('-'.join(words)), 80)}-{digest}")
+
+
+def _is_usual(row: Result) -> bool:
+    """Return whether settings, class names and calibration images are the defaults of the catalogue."""
+    usual = row.label == row.method and not (row.weights or row.files or "patches" in row.run)
+    usual &= all(row.run.get(name, default) == default for name, default in _USUAL.items())
+    usual &= all(row.conventions.get(name, default) == default for name, default in _RULES.items())
+    images, declared = catalog.datasets().get(row.id.dataset), catalog.benchmarks().get(row.benchmark)
+    if images:
+        own = "folders, as words" if images.clean_names else "folders"
+        name = str(row.classes.get("name", own))
+        usual &= name == (images.classes or own) or (not images.classes and name.startswith("of "))
+    calibration = row.run.get("calibration")
+    if not isinstance(calibration, dict):
+        return usual
+    if images and declared and (split := declared.calibration or images.train):
+        usual &= calibration.get("dataset") == catalog.dataset(split).name
+    return usual and "shot_seed" not in calibration and calibration.get("n") == calibration.get("of")
 
 
 def _part(name: str, longest: int = 120) -> str:
@@ -246,25 +262,40 @@ def iso_day(created: str) -> str:
         return ""
 
 
-class Claims:
-    """Who submits which result: a result has one submitter, and two handles differ in more than case."""
+@dataclass(frozen=True)
+class Claim:
+    """A submitter's claim to a result, by the digest of the result; `path` is shown in messages."""
 
-    def __init__(self) -> None:
-        self._results: dict[str, tuple[str, Path]] = {}
-        self._handles: dict[str, str] = {}
+    handle: str
+    digest: str
+    created: str
+    path: Path
 
-    def problem(self, handle: str, digest: str, path: Path) -> str:
-        """Return how a submission contradicts the earlier ones, "" if it does not."""
-        other = self._handles.setdefault(handle.casefold(), handle)
-        owner, first = self._results.setdefault(digest, (handle, path))
-        if other != handle:
-            return f"the handle {handle} differs from {other} in case only"
-        return f"{handle} submits the result of {owner} in {first}: keep one of them" if owner != handle else ""
+
+def contradictions(claims: Mapping[Path, Claim]) -> dict[Path, str]:
+    """Return how claims contradict those that were made before, by file.
+
+    A result has one submitter, and two handles differ in more than case.
+    """
+    results: dict[str, Claim] = {}
+    handles: dict[str, str] = {}
+    found = {}
+    for file, one in sorted(claims.items(), key=lambda claim: claim[1].created):
+        other = handles.setdefault(one.handle.casefold(), one.handle)
+        first = results.setdefault(one.digest, one)
+        if other != one.handle:
+            found[file] = f"the handle {one.handle} differs from {other} in case only"
+        elif first.handle != one.handle:
+            found[file] = f"{one.handle} submits the result of {first.handle} in {first.path}: keep one of them"
+    return found
 
 
 def submissions(root: Path) -> list[Path]:
-    """Return the folders of the submissions below a folder, sorted. Raise UserError if it does not exist."""
-    if not root.is_dir():
+    """Return the folders of the submissions below a folder, sorted; none if it does not exist.
+
+    Raises UserError for a file.
+    """
+    if root.exists() and not root.is_dir():
         raise UserError(f"{root} is not a folder; create submissions with: oodbench submit results --handle NAME")
     return sorted(path.parent for path in root.rglob(FILE))
 
@@ -285,10 +316,11 @@ def check(root: Path) -> Iterator[CheckedSubmission]:
 
 def _copied(folders: Sequence[Path]) -> dict[Path, str]:
     """Return how submissions contradict those that were made before them, by folder."""
-    unread, claims = ProblemList(), Claims()
+    unread = ProblemList()
     found = [(unread.attempt(read_submission, one), unread.attempt(read, one / RESULT)) for one in folders]
-    known = sorted(((one, row) for one, row in found if one and row), key=lambda pair: pair[0].created)
-    return {one.folder: claims.problem(one.handle, row.digest, one.folder) for one, row in known}
+    return contradictions(
+        {one.folder: Claim(one.handle, row.digest, one.created, one.folder) for one, row in found if one and row}
+    )
 
 
 def _checked(folder: Path, copied: str) -> CheckedSubmission:

@@ -87,6 +87,26 @@ def test_folders(tmp_path: Path, cli: Cli) -> None:
     assert done.stdout.endswith("1 of 3 pairs of results are equal in all digits; 2 more in only one of A and B\n")
 
 
+def test_pairs_of_one_name_are_told_apart(tmp_path: Path, cli: Cli) -> None:
+    mcm = read(REFERENCE / "mcm.json")
+    made = {
+        "first": mcm,
+        "nearest": dataclasses.replace(mcm, conventions={**mcm.conventions, "at95": "nearest"}),
+        **{f"seed{seed}": dataclasses.replace(mcm, run={**mcm.run, "seed": seed}) for seed in (1, 2)},
+    }
+    for name, row in made.items():
+        for lab in ("a", "b"):
+            written(tmp_path / lab / "runs" / "glyphs" / f"{name}.json", row)
+    done = cli("diff", "a", "b", cwd=tmp_path)
+    assert done.returncode == 0
+    assert [line.rpartition(":")[0] for line in done.stdout.splitlines()[:-1]] == [
+        "mcm, glyphs, glyphs (a/runs/glyphs/first.json and b/runs/glyphs/first.json)",
+        "mcm, glyphs, glyphs (a/runs/glyphs/nearest.json and b/runs/glyphs/nearest.json)",
+        "mcm, glyphs, glyphs, seed 1",
+        "mcm, glyphs, glyphs, seed 2",
+    ]
+
+
 def test_a_failed_result_lacks_numbers(tmp_path: Path, cli: Cli) -> None:
     row = read(REFERENCE / "mcm.json")
     theirs = written(tmp_path / "b.json", dataclasses.replace(row, ood=(), status="failed", error="no memory"))
@@ -100,6 +120,7 @@ def test_bad_input(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "empty").mkdir()
     for words, message in (
         (("mcm.json", "none.json"), "none.json does not exist"),
+        (("gone", "empty"), "gone does not exist"),
         (("mcm.json", "empty"), "empty is a folder, mcm.json is not; compare two results, or two folders"),
         (("empty", "."), "empty has no results; create some with: oodbench run --results empty"),
         (("mcm.json", "mcm.json", "--cells", "-1"), "--cells must be at least 0"),

@@ -15,8 +15,13 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from oodbench.data import catalog
+from oodbench.data.load import LoadOptions
+from oodbench.errors import UserError
+from oodbench.metrics.score_files import ScorePart
+from oodbench.pipeline import imported, score_sets
 from oodbench.pipeline.imported import parse_access
 from oodbench.results import Result, read, row_files, rows
+from oodbench.storage.store import Store
 from tests.conftest import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,11 +169,15 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], dict[str, str | Non
     "no sign": (same, {"higher": None}, [], r"--higher is missing: which .*\n  --higher id .*\n.*--higher ood"),
     "odd sign": (same, {"higher": "up"}, [], r"--higher up: give id or ood"),
     "sign": (same, {"higher": "ood"}, [], r"mean AUROC is (1|2)\d\.\d\d %.*; write --higher id \((7|8)\d\.\d\d %\)"),
+    "one sign": (lambda f: f.assign(score=f["score"] + 1.5), {"higher": "ood"}, [], r"only sea \(.* %\) has the other"),
     "no need": (same, {"force_sign": ""}, [], r"the sign need not be forced"),
     "method": (same, {"method": "a,b"}, [], r"--method a,b: scores are of one method, not of a, b"),
     "access": (same, {"access": "labels"}, [], r"--access labels: access has no field 'labels'"),
     "set": (same, {}, ["id.csv", "sky.csv", "see=sea.csv"], r"'see' is not a set of .*; did you mean 'sea'"),
-    "two": (same, {}, ["id.csv", "id=sky.csv"], r"'folder:.*/id' has scores in id\.csv and in sky\.csv"),
+    "two": (same, {}, ["id.csv", "id=sky.csv"], r"'folder:.*/id' has scores in id\.csv and in sky\.csv; join them"),
+    "not asked": (same, {}, ["id.csv", "textures.csv"], r"textures\.csv: its set 'textures' is not among the"),
+    "two names": (same, {}, ["id_dtd.csv"], r"the file's name names folder:.*/id and textures of benchmark"),
+    "sorted rows": (lambda f: f[["score"]].assign(index=range(29, -1, -1)), {}, [], r"line 2: .*'29' is none of its"),
     "missing": (same, {}, ["id.csv", "sky.csv"], r"no scores of .*/sea; add .*=FILE\n  or .*--ood folder"),
     "name": (same, {}, ["other.csv"], r"the file's name names no set of .*; write SET=other\.csv"),
     "pickle": (same, {}, ["id.pkl"], r"id\.pkl: pickled files are not read"),
@@ -182,7 +191,8 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], dict[str, str | Non
 def test_what_cannot_be_imported_is_refused(case: str, place: Place) -> None:
     change, options, files, message = BAD[case]
     changed(place, "sky", change)
-    place.scores["sky"].to_csv(place.folder / "other.csv", index=False)
+    for name in ("other", "textures", "id_dtd"):
+        place.scores["sky"].to_csv(place.folder / f"{name}.csv", index=False)
     code, out, err = place.run(*(files or ["id.csv", "sky.csv", "sea.csv"]), **options)
     assert (code, out) == (2, "") and err.startswith("error: ") and re.search(message, err), err
     assert not (place.folder / "results").exists()
@@ -207,6 +217,76 @@ def test_part_of_a_set_and_a_forced_sign(place: Place) -> None:
     assert "replaces" not in again and place.result() == row
     changed(place, "sky", same)
     assert "replaces" in place.run("id.csv", "sky.csv", "sea.csv", method="mine[k=3]", **options)[2]
+
+
+def test_files_of_other_sets_in_a_folder_are_skipped(place: Place) -> None:
+    in_list_order(place)
+    np.save(place.folder / "mine_dtd.npy", np.arange(9))
+    pd.DataFrame({"dataset": "sun", "score": np.arange(9)}).to_csv(place.folder / "more.csv")
+    code, _, err = place.run(str(place.folder))
+    assert code == 0, err
+    assert f"{place.folder}/mine_dtd.npy (textures), {place.folder}/more.csv (sun)\n" in err
+    (place.folder / "sea.npy").unlink()
+    code, _, err = place.run(str(place.folder))
+    assert code == 2 and re.search(r"no scores of .*/sea \(other sets: .*/mine_dtd\.npy \(textures\)", err)
+
+
+def test_every_encoder_has_a_folder_of_its_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_list_order(place)
+    monkeypatch.setattr(imported, "tags", {"ViT-B-16": ["openai", "laion2b"]}.get)  # whose import takes seconds
+    files = ("id.npy", "sky.npy", "sea.npy")
+    for encoder, note in {
+        "编码器": "",
+        "模型": "",
+        "ViT-B-16/nope": "open_clip has no weights 'nope'; did you mean 'openai'?",
+    }.items():
+        code, _, err = place.run(*files, encoder=encoder)
+        assert code == 0 and ("open_clip" in err) == bool(note) and note in err
+    found = [row.encoder for _, row in rows(place.folder / "results")]
+    assert {one["name"] for one in found} == {"编码器", "模型", "ViT-B-16/nope"}
+    assert len({one["slug"] for one in found}) == 3 and all(one["slug"].isascii() for one in found)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "ood", "file", "expected"),
+    [
+        ("glyphs", "glyphs-near", "glyphs-letters.npy", "glyphs-letters"),
+        ("glyphs", "glyphs-near", "mine_glyphs.npy", "glyphs"),
+        ("cifar100", "svhn", "cifar10.npy", "cifar10"),
+        ("cifar100", "svhn", "cifar.npy", "cifar100"),
+        ("imagenet1k", "sun", "imagenet.npy", "imagenet1k"),
+        ("imagenet1k", "sun", "imagenet-o.npy", "imagenet-o"),
+        ("imagenet1k", "textures-5160", "textures.npy", "textures-5160"),
+        ("imagenet1k", "sun", "id_DTD scores.npy", ""),
+    ],
+)
+def test_a_set_that_is_not_requested_is_not_another_one(
+    benchmark: str, ood: str, file: str, expected: str, tmp_path: Path
+) -> None:
+    protocol = catalog.protocol(benchmark, (ood,))
+    np.save(tmp_path / file, np.arange(3))
+    with pytest.raises(UserError) as caught:
+        score_sets.assign([str(tmp_path / file)], protocol)
+    requested = expected in (protocol.id.name, ood)
+    (message,) = caught.value.problems
+    if requested:
+        missing = ({protocol.id.name, ood} - {expected}).pop()
+        assert message.startswith(f"no scores of {missing};")
+    else:
+        wrong = f"its set '{expected}' is not among" if expected else f"names {protocol.id.name} and textures of"
+        assert wrong in message
+
+
+def test_scores_of_images_that_are_elsewhere_are_sorted_by_name(tmp_path: Path) -> None:
+    """Lists are sorted by path, and paired tests take scores in their order."""
+    dataset = catalog.dataset("textures")
+    names = np.array([f"a/{i:04}.jpg" for i in range(dataset.count or 0)], dtype=object)
+    order = np.random.default_rng(0).permutation(len(names))
+    file = score_sets.SetFile(tmp_path / "dtd.csv", ScorePart(order.astype(float), names[order]))
+    options = LoadOptions(tmp_path, Store(tmp_path / "store"))
+    found = score_sets.matched(dataset, "", file, options, is_id=False)
+    assert found.names == names.tolist() and found.scores.tolist() == [*range(len(names))]
+    assert found.checked.endswith("the order is that of the names") and not found.list_digest
 
 
 def test_sets_that_are_not_on_this_disk_are_counted(tmp_path: Path, cli: Cli) -> None:

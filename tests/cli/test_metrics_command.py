@@ -99,6 +99,33 @@ def test_sets_of_one_file(tmp_path: Path, cli: Cli) -> None:
     assert one == found["ood"][:1]
 
 
+@pytest.mark.parametrize(("order", "on_id"), [("b x a", "b"), ("b id a", "id"), ("b ID a", "ID")])
+def test_the_id_set_of_one_file_is_named_id_or_the_first(order: str, on_id: str, tmp_path: Path, cli: Cli) -> None:
+    names = order.split()
+    arrays: dict[str, Any] = {name: np.arange(3.0) + i for i, name in enumerate(names)}
+    np.savez(tmp_path / "all.npz", **arrays)
+    found = call(cli, tmp_path, "all.npz", "--no-intervals")
+    assert (found["id"]["name"], [one["name"] for one in found["ood"]]) == (on_id, [n for n in names if n != on_id])
+
+
+def test_files_of_one_name_are_named_by_their_paths(tmp_path: Path, cli: Cli) -> None:
+    for i, name in enumerate(("iid", "sun", "pl")):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "scores.npy", np.arange(20.0) - i)
+    (tmp_path / "pl" / "scores.npy").rename(tmp_path / "pl" / "scores.NPY")
+    found = call(cli, tmp_path, "iid/scores.npy", "sun/scores.npy", "pl/scores.NPY", "--no-intervals")
+    assert [one["name"] for one in found["ood"]] == ["sun/scores.npy", "pl/scores.NPY"]
+    assert found["id"]["name"] == "iid/scores.npy"
+
+
+def test_sets_of_the_other_sign_are_noted(scores: dict[str, np.ndarray], tmp_path: Path, cli: Cli) -> None:
+    np.save(tmp_path / "c.npy", -scores["b"])
+    done = cli("metrics", "id.npy", "a.txt", "c.npy", "--no-intervals", cwd=tmp_path)
+    auroc = 100 * expected(scores["id"], -scores["b"])["auroc"]
+    assert 0 < auroc < 50
+    assert done.stderr.startswith(f"note: the AUROC is below 50 % for c ({auroc:.2f} %); if only these scores")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -110,6 +137,7 @@ def test_sets_of_one_file(tmp_path: Path, cli: Cli) -> None:
         (["id.npy", "a.txt", "--higher", "up"], r"--higher up; known: id, ood"),
         (["id.npy", "a.txt", "--at95", "best"], r"at95 'best' does not exist"),
         (["id.npy", "none.csv"], r"none\.csv holds no scores"),
+        (["id.npy", "a.txt", "--bootstrap", "-1"], r"--bootstrap must be at least 0, not -1"),
     ],
 )
 def test_bad_input(words: list[str], message: str, scores: dict[str, np.ndarray], tmp_path: Path, cli: Cli) -> None:

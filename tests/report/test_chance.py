@@ -91,6 +91,8 @@ def test_an_auroc_below_one_half_is_noted() -> None:
     both = notes(result(0.1, upper=0.3))
     assert both.count("the encoder does not seem to know these classes") == 2
     assert "may not know these classes (there is no ID accuracy to tell)" in notes(result(None, upper=0.3))
+    imported = notes(dataclasses.replace(result(None, upper=0.3), run={"imported": {"by": "Doe"}}))
+    assert "(MCM on SUN): the scores of these sets may have the other sign in their files, or the encoder" in imported
 
 
 def test_the_projects_own_rows_are_not_at_chance() -> None:

@@ -281,6 +281,13 @@ def test_refusals(cli: Cli, tmp_path: Path) -> None:
         assert not (tmp_path / "site").exists() and results.is_dir()
 
 
+def test_a_new_leaderboard_has_no_submissions(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "submissions").mkdir()
+    done = cli("leaderboard", "submissions", "--no-reference", "--output", "site", cwd=tmp_path)
+    assert done.returncode == 0 and "note: submissions has no results; create some with" in done.stderr
+    assert json.loads((tmp_path / "site" / "leaderboard.json").read_text())["rows"]
+
+
 def test_unranked_rows_state_the_reason(tmp_path: Path) -> None:
     whole = row()
     part = dataclasses.replace(whole.ood[0], n=100)

@@ -22,10 +22,12 @@ import yaml
 
 from oodbench.cli import main
 from oodbench.cli.help import SECTIONS
+from oodbench.cli.submit import _chosen
 from oodbench.data import catalog
 from oodbench.errors import UserError
 from oodbench.method import registry
 from oodbench.report import eligibility, submission
+from oodbench.report.options import TableOptions
 from oodbench.report.submission import read_submission, submissions
 from oodbench.report.verify import ImageScores, recomputed
 from oodbench.results import IdRow, Result, SetRow, read
@@ -167,7 +169,13 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "a dirty commit": (
         lambda row: dataclasses.replace(row, commit=f"{COMMIT}-dirty"),
-        "the code of the result had uncommitted changes (0123456789ab-dirty)",
+        "the code of the result had uncommitted changes (0123456789ab-dirty): commit them, and run it again",
+    ),
+    "a dirty import": (
+        lambda row: dataclasses.replace(
+            row, commit=f"{COMMIT}-dirty", run={**row.run, "imported": {"by": "Doe", "higher": "id"}}
+        ),
+        "commit them, and import it again",
     ),
     "dirty embeddings": (
         lambda row: dataclasses.replace(row, run={**row.run, "extracted": [{"commit": f"{COMMIT}-dirty"}]}),
@@ -389,10 +397,56 @@ def test_a_submission_is_replaced_on_request(submitted: Path, cli: Cli) -> None:
 
 def test_two_results_of_one_folder(tmp_path: Path, cli: Cli) -> None:
     lay(tmp_path / "a", measured())
-    lay(tmp_path / "b", measured(classes={"name": "other", "count": 50, "digest": "d"}))
+    lay(tmp_path / "b", measured(commit="f" * 40))
     done = cli("submit", "a", "b", *FORM, cwd=tmp_path)
     assert done.returncode == 2 and not (tmp_path / "submissions").exists()
     assert "a/mcm.json and b/mcm.json both belong in submissions/jane/glyphs/glyphs/mcm: submit one" in done.stderr
+    done = cli("submit", "a", "a/mcm.json", f"{tmp_path}/a", *FORM, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == "submissions/jane/glyphs/glyphs/mcm\n"
+
+
+SPLIT = {"dataset": "glyphs-train", "n": 2000, "of": 2000, "digest": "d"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "usual"),
+    [
+        ({}, True),
+        ({"classes": {"name": "words.txt"}}, False),
+        ({"classes": {"name": "folders, as words"}}, False),
+        ({"run": {"calibration": SPLIT}}, True),
+        ({"run": {"calibration": {**SPLIT, "labels": "all"}}}, True),
+        ({"run": {"calibration": {**SPLIT, "labels": 4, "shot_seed": 0}}}, False),
+        ({"run": {"calibration": {**SPLIT, "dataset": "folder:/mine"}}}, False),
+        ({"run": {"calibration": {**SPLIT, "n": 100}}}, False),
+        ({"run": {"seed": 1}}, False),
+        ({"conventions": {"at95": "nearest"}}, False),
+    ],
+)
+def test_only_a_result_with_default_settings_has_the_short_path(changes: dict[str, Any], usual: bool) -> None:
+    """Results that differ in a setting can be submitted side by side."""
+    row = measured("react", **changes)
+    found = submission.place("jane", row).name
+    assert found == "react" if usual else re.fullmatch(r"react-.*[0-9a-f]{8}", found)
+    assert usual or found != submission.place("jane", measured("react", run={"precision": "bf16"})).name
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "id", "calibration", "usual"),
+    [
+        ("mos", "imagenet1k", "imagenet1k-train", True),
+        ("mos", "imagenet1k", "imagenet1k-val-openood", False),
+        ("openood", "imagenet1k-test-openood", "imagenet1k-val-openood", True),
+        ("mine", "imagenet1k", "imagenet1k-val-openood", True),  # no default is declared
+    ],
+)
+def test_the_usual_calibration_images_are_those_of_the_benchmark(
+    benchmark: str, id: str, calibration: str, usual: bool
+) -> None:
+    names = {"benchmark": benchmark, "classes": {"name": catalog.dataset(id).classes}}
+    split = {"calibration": {"dataset": calibration, "n": 5, "of": 5}}
+    row = measured("react", id=dataclasses.replace(measured().id, dataset=id), run=split, **names)
+    assert (submission.place("jane", row).name == "react") == usual
 
 
 def test_a_result_has_one_submitter(submitted: Path, cli: Cli) -> None:
@@ -422,14 +476,25 @@ def test_choices_and_arguments(tmp_path: Path, cli: Cli) -> None:
         ("results", "--methods", "mcmm"): "--methods: no results of 'mcmm'; did you mean 'mcm'?",
         ("results", "--id", "mos"): "--id: no results of 'mos'; known: glyphs",
         ("results", "--encoder", "ViT-L-14/openai"): "--encoder: no results of 'ViT-L-14/openai'; known: glyphs",
-        ("--check", "nowhere"): "nowhere is not a folder",
+        ("--check", "results/mcm.json"): "mcm.json is not a folder",
         ("--check", "results"): "it has results but no submission.toml",
     }.items():
         done = cli("submit", *arguments, cwd=tmp_path)
         assert done.returncode in (1, 2) and message in done.stderr + done.stdout
     (tmp_path / "empty").mkdir()
-    done = cli("submit", "--check", "empty", cwd=tmp_path)
-    assert done.returncode == 2 and "empty has no submissions" in done.stderr
+    for folder in ("empty", "nowhere"):  # as in a new repository
+        done = cli("submit", "--check", folder, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, "0 of 0 submissions OK\n")
+        assert done.stderr.startswith(f"{folder} has no submissions; create some with: oodbench submit")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16/openai", "ViT-B/16", "ViT-B-16", "ViT-B-16-openai"])
+def test_an_encoder_is_chosen_by_any_of_its_names(name: str, tmp_path: Path) -> None:
+    encoder = {"name": "ViT-B-16/openai", "slug": "ViT-B-16-openai", "architecture": "ViT-B-16"}
+    paths = [lay(tmp_path, measured(encoder=encoder), "b"), lay(tmp_path, measured(), "glyphs")]
+    options = {"methods": "", "ids": "", "encoders": name}
+    assert [path for path, _ in _chosen([tmp_path], options)] == paths[:1]
+    assert TableOptions(encoders=(name,)).chooses(read(paths[0]))
 
 
 def change_toml(old: str, new: str) -> Callable[[Path], None]:

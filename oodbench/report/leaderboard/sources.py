@@ -11,7 +11,15 @@ from pathlib import Path
 from oodbench.data.paths import reference
 from oodbench.errors import UserError, raise_all
 from oodbench.report.leaderboard.evidence import FAILED, IMPORTED, MEASURED, VERIFIED
-from oodbench.report.submission import FILE, Claims, Submission, read_submission, wrong_files, wrong_place
+from oodbench.report.submission import (
+    FILE,
+    Claim,
+    Submission,
+    contradictions,
+    read_submission,
+    wrong_files,
+    wrong_place,
+)
 from oodbench.report.tables.access import access_problem
 from oodbench.report.verify import verify
 from oodbench.results import METRICS, Result, may_be_result, read, row_files
@@ -54,10 +62,14 @@ class CollectedResult:
 
 @dataclass(frozen=True)
 class CollectedResults:
-    """The results of all folders; `unreadable` maps messages on damaged files to their texts for the page."""
+    """The results of all folders; `unreadable` maps messages on damaged files to their texts for the page.
+
+    empty  a message on each folder without results
+    """
 
     results: tuple[CollectedResult, ...]
     unreadable: dict[str, str]
+    empty: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -70,39 +82,55 @@ def collect(folders: Sequence[Path], output: Path | None = None) -> CollectedRes
     """Read and verify the results below some folders; files below `output` are not read.
 
     A result found in several folders counts once, with its submission and the best evidence; that of a second
-    submitter is refused. Raises UserError for a folder that is missing, unreadable or without results.
+    submitter is refused. Raises UserError for a folder that is missing or unreadable, or below `output`.
     """
     raise_all([problem for folder in folders if (problem := _problem(folder))])
     found: list[CollectedResult] = []
     unreadable: dict[str, str] = {}
-    for folder in folders:
-        for path in _files(folder, output):
+    files = {folder: _files(folder, output) for folder in folders}
+    for folder, paths in files.items():
+        for path in paths:
             try:
                 found.append(_collected(path, folder))
             except UserError as error:
                 unreadable |= {problem: _inside(problem, folder) for problem in error.problems}
+    claims = {
+        one.path: Claim(
+            one.by,
+            one.result.digest,
+            one.submission.created if one.submission else "",
+            one.path.relative_to(one.folder),
+        )
+        for one in found
+        if one.by
+    }
+    wrong = contradictions(claims)
     best: dict[str, CollectedResult] = {}
-    claims = Claims()
-    for one in sorted(found, key=lambda one: (not one.own, one.submission.created if one.submission else "")):
-        if one.by and (problem := claims.problem(one.by, one.result.digest, one.path.relative_to(one.folder))):
-            unreadable[f"{one.path}: {problem}"] = _inside(f"{one.path}: {problem}", one.folder)
+    for one in sorted(found, key=lambda one: not one.own):
+        if one.path in wrong:
+            message = f"{one.path}: {wrong[one.path]}"
+            unreadable[message] = _inside(message, one.folder)
             continue
         other = best.get(one.result.digest)
         if other is None or _rank(one) > _rank(other):
             best[one.result.digest] = one
-    return CollectedResults(tuple(best.values()), unreadable)
+    empty = (
+        f"{folder} has no results; create some with: oodbench run --results {_quoted(folder)}"
+        for folder, paths in files.items()
+        if not paths
+    )
+    return CollectedResults(tuple(best.values()), unreadable, tuple(empty))
 
 
 def _files(folder: Path, output: Path | None) -> list[Path]:
-    """Return the files of a folder that may be results, sorted. Raise UserError if there is none."""
+    """Return the files of a folder that may be results, sorted. Raise UserError if all are below the output."""
     submitted = (path for one in folder.rglob(FILE) for path in one.parent.glob("*.json"))  # a handle may be `runs`
     every = sorted({*row_files(folder), *submitted})
     outside = [path for path in every if not (output and path.resolve().is_relative_to(output))]
-    if found := [*filter(may_be_result, outside)]:
-        return found
-    if any(map(may_be_result, every)):
+    found = [*filter(may_be_result, outside)]
+    if not found and any(map(may_be_result, every)):
         raise UserError(f"all results of {folder} are below --output; name another folder, such as --output site")
-    raise UserError(f"{folder} has no results; create some with: oodbench run --results {_quoted(folder)}")
+    return found
 
 
 def _inside(text: str, folder: Path) -> str:

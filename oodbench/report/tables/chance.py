@@ -70,7 +70,9 @@ def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[st
         measured = all(row.id.accuracy is not None and row.classes.get("count") != 1 for _, row, _ in reversed_sets)
         knows = measured and not any(at_chance(row) for _, row, _ in reversed_sets)
         streams = any(row.stream for _, row, _ in reversed_sets)
-        if streams:
+        if any(row.imported for _, row, _ in reversed_sets):
+            why = f"the scores of these sets may have the other sign in their files, or {_UNKNOWN}"
+        elif streams:
             why = (
                 "adaptation to a stream can reverse the scores (for example, a queue that is long compared with the "
                 "stream), or the encoder does not know these classes"

@@ -114,6 +114,8 @@ def facts(row: Result) -> dict[str, str]:
     sets: dict[str, IdRow | SetRow] = {f"OOD {s.dataset}": s for s in row.ood}
     for name, images in {f"ID {row.id.dataset}": row.id, **sets}.items():
         out |= _set_facts(name, images, scored=row.status == "ok")
+        if row.imported and images.partial and not images.list_digest:  # other scores may be of other images
+            out[f"{name} images"] = f"not known, result {row.digest[:8]}"
         if row.stream:  # streams of another ratio have fewer images of the same lists, and are in the same table
             out = {fact: value for fact, value in out.items() if fact not in (f"{name} n", f"{name} expected")}
     return out
@@ -140,11 +142,12 @@ def _newest(rows: Iterable[Result]) -> list[Result]:
 
 def _find_differences(family: Sequence[TableGroup]) -> None:
     """Set `differences` of the groups, except facts that captions always state (the sets and their sizes)."""
-    differing = [
-        name
-        for name in dict.fromkeys(k for g in family for k in g.facts)
-        if len({g.facts.get(name) for g in family}) > 1
-    ]
+    complete = [g for g in family if not all(row.imported for _, row in g.numbered)]  # imported results lack facts
+
+    def values(name: str) -> set[str | None]:
+        return {g.facts[name] for g in family if name in g.facts} | {g.facts.get(name) for g in complete}
+
+    differing = [name for name in dict.fromkeys(k for g in family for k in g.facts) if len(values(name)) > 1]
     stated = {name for name in differing if name.startswith(("ID ", "OOD ")) and not name.endswith(" images")}
     for name in differing:
         if name.removesuffix("images") + "n" in stated:

@@ -100,6 +100,7 @@ def _key(row: Result) -> str:
         settings,
         stream,
         access,
+        row.imported.get("by"),  # seeds of two labs are two lines
     ]
     return json.dumps(known, sort_keys=True, default=str)
 
@@ -211,7 +212,7 @@ def _titled(title: str, bracket: str, omitted: Collection[str] = ()) -> str:
 def _variations(row: Result) -> dict[str, str]:
     """Return what may differ between results of one name in a table."""
     return (
-        {"scores": "imported" if row.imported else "measured"}
+        {"scores": "imported" if row.imported else "measured", "by": str(row.imported.get("by", ""))}
         | {k: str(row.run.get(k)) for k in _VARIATIONS}
         | {f"calibration_{k}": str((row.run.get("calibration") or {}).get(k)) for k in ("labels", "n", "shot_seed")}
         | {"weights": row.weights.get("digest", "none")[:8], "source": row.source[:8]}
