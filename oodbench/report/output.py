@@ -59,7 +59,7 @@ def document(tables: Sequence[Table], options: TableOptions, request: OutputOpti
     head = _HEAD.format(
         engine=_ENGINE.format(remark=lacking) if lacking else "",
         letters=preamble(render_text),
-        packages="booktabs,colortbl" if r"\rowcolor" in render_text else "booktabs",
+        packages="booktabs,colortbl" if "color[gray]" in render_text else "booktabs",
         **(_PAPER if options.style == "paper" else _ARTICLE),
     )
     return head + as_codes(render_text)

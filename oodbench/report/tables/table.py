@@ -29,6 +29,7 @@ class Column:
     title: str
     better: int = 0
     name: str = ""
+    ours: bool = False  # in a transposed table: whether the column is shaded
 
     def __post_init__(self) -> None:
         _make_printable(self, "title")
@@ -137,6 +138,7 @@ class Table:
     encoder: str = ""  # its name in the title
     compared: str = ""  # the line that is compared with published numbers
     brief: tuple[str, ...] = ()  # short notes below a table with a short caption
+    slug: str = ""  # of its label in LaTeX: the benchmark
     order: tuple[str, ...] = ()  # what of caption and brief is on the order of the lines, and on those left out
 
     def __post_init__(self) -> None:
@@ -241,7 +243,8 @@ ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 
 def transposed(table: Table) -> Table:
     """Return the table with a line for each column, under near or far and its set; sections become groups."""
-    groups = tuple(ColumnGroup(line.section, (Column(line.name),), line.section) for line in table.lines)
+    columns = [(line.section, Column(line.name, ours=line.ours)) for line in table.lines]
+    groups = tuple(ColumnGroup(section, (column,), section) for section, column in columns)
     lines = []
     for g, group in enumerate(table.column_groups):
         title = ": ".join(filter(None, (table.heading(group.group) if group.mean is None else "", group.title)))
