@@ -198,6 +198,15 @@ def build_tables(
     return [transposed(table) for table in out] if options.transpose else out
 
 
+FIGURE_OPTIONS = ("methods", "sets", "encoders", "ids", "sort", "top", "rename")  # of TableOptions
+
+
+def figure_tables(rows: Sequence[Result], options: TableOptions) -> list[Table]:
+    """Build the tables whose figures are drawn, which only FIGURE_OPTIONS change."""
+    chosen = TableOptions(**{name: getattr(options, name) for name in FIGURE_OPTIONS})
+    return build_tables(rows, {}, chosen, OutputOptions(form="figures", tests=False))
+
+
 def render_text(tables: Sequence[Table], options: TableOptions, request: OutputOptions) -> str:
     """Return the tables as text in the request's format, except parquet and HTML, which `write` writes."""
     if request.bib:

@@ -8,7 +8,7 @@ import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from oodbench.errors import UserError
 from oodbench.report.figures.options import FigureOptions
 from oodbench.report.tables.grouping import by_prompts
+from oodbench.report.tables.rename import renaming, retitled
 from oodbench.report.tables.rows import line_names, repeated
 from oodbench.report.tables.streams import TITLE
 from oodbench.results import Interval, Result, SetRow, slug
@@ -144,6 +145,7 @@ class FigureData:
     sets     the OOD sets that are shown; all results have them
     paths    the results' files by digest
     failed   names of results that failed
+    rename   returns the new name of a line
     numbers  a sentence on the numbers in short names, or ""
     width    of every figure in inches; None: as wide as needed
     """
@@ -153,6 +155,7 @@ class FigureData:
     sets: tuple[SetRow, ...]
     paths: Mapping[str, Path]
     failed: tuple[str, ...]
+    rename: Callable[[str], str]
     numbers: str = ""
     width: float | None = None
 
@@ -223,10 +226,12 @@ def figure_data(
     results: Sequence[Result], paths: Mapping[str, Path], options: FigureOptions, heading: Heading | None
 ) -> FigureData | None:
     """Return the data of a table's figures, or None if all results failed."""
+    rename = renaming(options.rename, results)
+    results = [retitled(row, rename) for row in results] if options.rename else results
     groups = by_prompts(results)
     prompts = next((group.prompts for group in groups if len(group.results) == len(results)), "")  # in the title
     lines = repeated(results, seeds=False)
-    named = list(zip(line_names(lines, "templates" if prompts else ""), lines, strict=True))
+    named = list(zip(map(rename, line_names(lines, "templates" if prompts else "")), lines, strict=True))
     finished = [(name, rows) for name, rows in named if rows[0].status == "ok"]
     short, numbers = told_apart([name for name, _ in finished], options.width)
     plotted = tuple(
@@ -246,7 +251,7 @@ def figure_data(
     if model.stream:
         title = f"{title}, {TITLE}"
     heading = heading or Heading(stem(*stem_words(model)), title)
-    return FigureData(heading, plotted, chosen, paths, failed, numbers, options.width)
+    return FigureData(heading, plotted, chosen, paths, failed, rename, numbers, options.width)
 
 
 def stem_words(row: Result) -> list[str]:

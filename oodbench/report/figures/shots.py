@@ -75,7 +75,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
 def curves(figure_data: FigureData) -> list[ShotCurve]:
     """Return the methods with a known number of labelled images per class, in the table's order."""
     found = by_shots([one.result for one in figure_data.plotted if _shots(one.result)])
-    names = line_names([[without_shots(rows[0])] for rows in found])
+    names = map(figure_data.rename, line_names([[without_shots(rows[0])] for rows in found]))
     return [ShotCurve(name, tuple(rows)) for name, rows in zip(names, found, strict=True)]
 
 

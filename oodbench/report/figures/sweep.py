@@ -64,7 +64,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     if not found:
         log.info("no figure by hyper-parameter: no results differ only in the value of one")
         return
-    names, numbers = told_apart([sweep.name for sweep in found], figure_data.width)
+    names, numbers = told_apart([figure_data.rename(sweep.name) for sweep in found], figure_data.width)
     found = [replace(sweep, name=name) for sweep, name in zip(found, names, strict=True)]
     for metric in _TITLES:
         split = pages(found, _most(figure_data, len(found)))

@@ -89,6 +89,25 @@ def renamed(table: Table, pairs: Sequence[tuple[str, str]], known: Mapping[str, 
     )
 
 
+def renaming(pairs: Sequence[tuple[str, str]], rows: Iterable[Result]) -> Callable[[str], str]:
+    """Return a function that renames the names and titles of results, for figures."""
+    known = names(rows) if pairs else {}
+    return _replacing({old: new for name, new in pairs for old in known.get(name, ())})
+
+
+def retitled(row: Result, change: Callable[[str], str]) -> Result:
+    """Return a result with renamed titles of its benchmark, encoder and sets, and the digest that names its files."""
+    out = replace(
+        row,
+        benchmark_title=change(row.benchmark_title or row.benchmark),
+        encoder={**row.encoder, "name": change(str(row.encoder.get("name", "unknown")))},
+        id=replace(row.id, title=change(row.id.title)),
+        ood=tuple(replace(one, title=change(one.title)) for one in row.ood),
+    )
+    out.__dict__["digest"] = row.digest  # a cached property
+    return out
+
+
 def _replacing(texts: Mapping[str, str]) -> Callable[[str], str]:
     """Return a function that replaces whole words, all at once; of overlapping ones, the longest.
 
