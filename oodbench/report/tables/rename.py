@@ -85,7 +85,10 @@ def renamed(table: Table, pairs: Sequence[tuple[str, str]], known: Mapping[str, 
         cites=tuple((change(title), keys) for title, keys in table.cites),
         first=change(table.first),
         column_groups=tuple(_group(group, change, texts.get("Average", "")) for group in table.column_groups),
-        lines=tuple(replace(x, name=change(x.name), section=change(x.section)) for x in table.lines),
+        lines=tuple(
+            replace(x, name=change(x.name), names=tuple(map(change, x.names)), section=change(x.section))
+            for x in table.lines
+        ),
     )
 
 

@@ -95,6 +95,7 @@ class TableLine:
     cites    BibTeX keys
     facts    the CSV fields of a published number
     others   the results of the other seeds
+    names    with `--seeds`: the names of the results in a table without it; else ()
     ours     whether the line comes last and is shaded
     encoder  the heading above its section, in a table of several encoders
     rank     the number by which lines are sorted, the highest first; None comes last
@@ -108,6 +109,7 @@ class TableLine:
     cites: tuple[str, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
     others: tuple[Result, ...] = ()
+    names: tuple[str, ...] = ()
     ours: bool = False
     encoder: str = ""
     rank: float | None = None
