@@ -186,6 +186,14 @@ def test_other_sets_or_images_are_another_table() -> None:
     assert text_of([*rows(MOS[:1]), *fewer]).count(r"\begin{tabular}") == 2
 
 
+def test_captions_of_tables_with_other_sets_say_which_are_missing() -> None:
+    fewer, others = (row(f"n{i}", *rows(sets)[0].ood, encoder=B16) for i, sets in enumerate((MOS[:3], MOS[1:])))
+    failed = dataclasses.replace(row("m7", encoder=B16), ood=(), status="failed", error="none")
+    found = text_of([*rows(MOS), fewer, others, failed], rename=(("textures", "DTD"),))
+    captions = re.findall(r"^\\caption\{\\textbf\{Toy, ViT-B-16/openai\} \(\\%\)\.(.*)\}$", found, re.MULTILINE)
+    assert [re.sub(r" Best.*", "", caption) for caption in captions] == ["", " Without DTD.", " Without INATURALIST."]
+
+
 def test_a_table_longer_than_a_page_continues_on_the_next() -> None:
     found = text_of([*rows(MOS, 40), *rows(MOS, 40, encoder=L14)])
     assert found.count(r"\begin{table*}") == 2 == found.count(r"\toprule")

@@ -119,12 +119,13 @@ def _shaded(table: Table) -> bool:
 
 
 def _short(table: Table) -> str:
-    """Return a caption of one line: benchmark and encoder, the unit, and the meaning of the marks."""
+    """Return a caption of one line: benchmark, encoder, unit, missing OOD sets, and the meaning of the marks."""
     percent = any(sentence.endswith(" in %.") for sentence in table.caption[:1])
     marks = rf" Best{table.within} in \textbf{{bold}}, second \underline{{underlined}}." if table.marked else ""
     unit = r" (\%)" if percent else ""
     title = table.title.replace(f", encoder {table.encoder}", f", {table.encoder}", 1)
-    return rf"\textbf{{{escape(title)}}}{unit}.{marks}"
+    without = f" Without {escape(table.missing)}." if table.missing else ""
+    return rf"\textbf{{{escape(title)}}}{unit}.{without}{marks}"
 
 
 def _brief(table: Table) -> list[str]:

@@ -129,6 +129,7 @@ def _as_one(tables: Sequence[Table]) -> Table:
         brief=texts("brief"),
         cites=tuple(dict.fromkeys(cited for table in tables for cited in table.cites)),
         lines=tuple(replace(x, encoder=heading) for heading, t in zip(headings, tables, strict=True) for x in t.lines),
+        missing=max(table.missing for table in tables),
         within=first.within if "protocol" in first.within else within,
         encoder="",
     )

@@ -211,6 +211,7 @@ def _table(
         within=_within(lines),
         cites=_cites(model, options) if options.cite else (),
         part=part,
+        missing=", ".join(comparable.missing),
         slug=f"{model.benchmark}-streams" if model.stream else model.benchmark,
         encoder=str(model.encoder.get("name", "unknown")),
         brief=(*_brief(model, comparable.differences, lines, options), *(order if len(lines) < len(every) else ())),

@@ -140,11 +140,12 @@ class Table:
     encoder: str = ""  # its name in the title
     compared: str = ""  # the line that is compared with published numbers
     brief: tuple[str, ...] = ()  # short notes below a table with a short caption
+    missing: str = ""  # titles of OOD sets that only other tables of the benchmark and encoder have
     slug: str = ""  # of its label in LaTeX: the benchmark
     order: tuple[str, ...] = ()  # what of caption and brief is on the order of the lines, and on those left out
 
     def __post_init__(self) -> None:
-        _make_printable(self, "title", "first", "encoder", "compared")
+        _make_printable(self, "title", "first", "encoder", "compared", "missing")
         object.__setattr__(self, "caption", tuple(map(printable, self.caption)))
         object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
         object.__setattr__(self, "footnotes", tuple(map(printable, self.footnotes)))
