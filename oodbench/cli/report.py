@@ -54,7 +54,6 @@ _TABLE = (
 )
 
 _CHOSEN = ("methods", "sets", "encoders", "ids")
-_CHOICE = (*_CHOSEN, "sort", "top")  # options of tables that apply to all formats
 
 
 def _figure_kinds() -> tuple[str, ...]:
@@ -226,7 +225,7 @@ def report(
     if data and not figures and (options["form"] != "html" or options["with_figures"] is False):
         raise UserError("--data has the images for figures: use it with --format figures or --format html")
     if figures:
-        used = (*_CHOICE, "form", "output", "data", "kinds", "width")
+        used = (*formats.FIGURE_OPTIONS, "form", "output", "data", "kinds", "width")
         _refuse_others(used, "--format figures only draws figures; use {} in a separate command")
     if check:
         _refuse_others((*_CHOSEN, "check"), "--verify only recomputes the numbers: leave out {}")
@@ -294,14 +293,13 @@ def _refuse_others(used: Sequence[str], message: str) -> None:
 
 def _write_figures(gathered: LoadedResults, options: TableOptions, request: OutputOptions, data: Path | None) -> None:
     """Write the figures of the selected results. Raise UserError if none of the given kinds can be drawn."""
-    from oodbench.report import tables
     from oodbench.report.figures.options import KINDS, NEEDS, FigureOptions, parse_width
     from oodbench.report.figures.write import write
+    from oodbench.report.output import figure_tables
 
     assert request.output
-    chosen = tables(gathered.results, TableOptions(**{name: getattr(options, name) for name in _CHOICE}))
-    figures = FigureOptions(data, request.kinds or KINDS, options.sets, parse_width(request.width))
-    counts = write(chosen, gathered.paths, request.output, figures)
+    figures = FigureOptions(data, request.kinds or KINDS, options.sets, parse_width(request.width), options.rename)
+    counts = write(figure_tables(gathered.results, options), gathered.paths, request.output, figures)
     missing = [f"no figure '{kind}': it needs {NEEDS[kind]}" for kind in request.kinds if not counts[kind]]
     if missing and not counts:
         raise_all(missing)

@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args, get
 
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.report.options import TableOptions, is_comparison, names, parse
-from oodbench.report.output import OutputOptions, build_tables, check_request, render_text, write
+from oodbench.report.output import (
+    FIGURE_OPTIONS,
+    OutputOptions,
+    build_tables,
+    check_request,
+    figure_tables,
+    render_text,
+    write,
+)
 from oodbench.report.tables.grouping import LoadedResults, from_folder, ordered
 from oodbench.report.tables.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from oodbench.report.figures import Plot
+    from oodbench.report.figures import FigureOptions, Plot
 
 Texts = str | Sequence[str]
 
@@ -225,21 +233,32 @@ class Report:
             kinds    some kinds of figures, such as "roc,overview", in this order; () for all (docs/figures.md)
             width    for a paper: "column", "page", inches, or a length such as "84mm"; "" for screens
             data     folder of the datasets, for the figures of mistakes
-            options  options of `oodbench.report` that select results: methods, ood, encoder, id, sort, top
+            options  options of `oodbench.report` that select results: methods, ood, encoder, id, sort, top;
+                     and rename
 
         Raises:
-            UserError  for an unknown kind or width
+            UserError  for an unknown kind or width, and for options of tables that figures do not use
         """
-        from oodbench.report.figures import KINDS, FigureOptions, encoder_plots, table_plots
+        from oodbench.report.figures import KINDS, FigureOptions
         from oodbench.report.figures.options import parse_width
 
-        tables, table_options, _ = self._build("csv", options)
-        shown = names(kinds) or KINDS
-        chosen = FigureOptions(Path(data) if data else None, shown, table_options.sets, parse_width(str(width)))
-        results = [[row for line in table.lines for row in line.results] for table in tables]
+        others = [name for name in ReportOptions.__annotations__ if _SPELLED.get(name, name) not in FIGURE_OPTIONS]
+        if ignored := [name for name in others if name in options]:
+            raise UserError(f"figures() only draws figures; use {', '.join(ignored)} in a separate call")
+        table_options, _ = self._request("figures", options)
+        size, folder = parse_width(str(width)), Path(data) if data else None
+        return self._drawn(
+            table_options, FigureOptions(folder, names(kinds) or KINDS, table_options.sets, size, table_options.rename)
+        )
+
+    def _drawn(self, options: TableOptions, chosen: FigureOptions) -> Iterator[Plot]:
+        from oodbench.report.figures import encoder_plots, table_plots
+        from oodbench.report.figures.write import results_of
+
+        results = [results_of(table) for table in figure_tables(self._found.results, options)]
         for rows in results:
             yield from table_plots(rows, self._found.paths, chosen)
-        if "encoders" in shown:
+        if "encoders" in chosen.kinds:
             yield from encoder_plots(results, chosen)
 
     def _text(self, form: str, options: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ def document(tables: Sequence[Table], options: TableOptions, request: OutputOpti
     head = _HEAD.format(
         engine=_ENGINE.format(remark=lacking) if lacking else "",
         letters=preamble(render_text),
-        packages="booktabs,colortbl" if r"\rowcolor" in render_text else "booktabs",
+        packages="booktabs,colortbl" if "color[gray]" in render_text else "booktabs",
         **(_PAPER if options.style == "paper" else _ARTICLE),
     )
     return head + as_codes(render_text)
@@ -200,6 +200,15 @@ def build_tables(
         known = _names(rows, request)
         out = [renamed(table, options.rename, known) for table in out]
     return [transposed(table) for table in out] if options.transpose else out
+
+
+FIGURE_OPTIONS = ("methods", "sets", "encoders", "ids", "sort", "top", "rename")  # of TableOptions
+
+
+def figure_tables(rows: Sequence[Result], options: TableOptions) -> list[Table]:
+    """Build the tables whose figures are drawn, which only FIGURE_OPTIONS change."""
+    chosen = TableOptions(**{name: getattr(options, name) for name in FIGURE_OPTIONS})
+    return build_tables(rows, {}, chosen, OutputOptions(form="figures", tests=False))
 
 
 def render_text(tables: Sequence[Table], options: TableOptions, request: OutputOptions) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import re
@@ -21,7 +22,7 @@ from matplotlib.text import Text
 import oodbench.report as report
 from oodbench.cli import main
 from oodbench.errors import UserError
-from oodbench.report.figures import FigureOptions, Plot, encoder_plots, plots
+from oodbench.report.figures import FigureOptions, Heading, Plot, encoder_plots, plots
 from oodbench.report.figures.options import parse_width
 from oodbench.report.figures.write import results_of
 from oodbench.report.tables.grouping import from_folder
@@ -147,6 +148,39 @@ def test_points_have_numbers_where_names_have_no_room(tmp_path: Path) -> None:
         assert (mark.get_color(), mark.get_marker()) == (points[name].get_color(), points[name].get_marker())
 
 
+def variants(method: str, *settings: str) -> list[dict[str, Any]]:
+    """Settings of results whose names differ in the middle only."""
+    known = [f"first=one,{setting},features=projected" for setting in settings]
+    return [{"label": f"{method}[{one}]", "parameters": dict(x.split("=") for x in one.split(","))} for one in known]
+
+
+@pytest.mark.parametrize("kind", ["overview", "roc", "densities", "ranks", "sweep", "shots", "encoders"])
+@pytest.mark.parametrize("width", [3.25, None])
+def test_names_that_are_cut_to_equal_text_have_numbers(kind: str, width: float | None, tmp_path: Path) -> None:
+    names = [f"M0 (first=one, t={i}, features=projected)" for i in range(3)]
+    if kind in ("sweep", "shots", "encoders"):
+        rows = [row("m0", **one) for one in variants("m0", "t=0", "t=1", "t=2")]
+        if kind == "sweep":
+            rows = [dataclasses.replace(r, parameters=r.parameters | {"k": k}) for r in rows for k in (1.0, 2.0)]
+        elif kind == "shots":
+            rows = [*rows[:2], *(test_shots.labelled("m0", k, 0, 0.7, **variants("m0", "t=2")[0]) for k in (1, 2))]
+        encoders = [{"name": name, "slug": name, "weights": name} for name in "ab"] if kind == "encoders" else []
+        tables = [[dataclasses.replace(r, encoder=encoder) for r in rows] for encoder in encoders]
+        found = (
+            encoder_plots(tables, FigureOptions(width=width)) if tables else plots(rows, {}, kinds=[kind], width=width)
+        )
+    else:
+        for i, one in enumerate(variants("m0", "t=0", "t=1", "t=2")):
+            lay(tmp_path, "m0", scores_of(i, 30, ["sun", "dtd"]), title="M0", **one)
+        found = one_by_one(tmp_path, [kind], width)
+    plot = next(iter(found))
+    order = dict(re.findall(r"(M0 \[\d\]): (M0 \([^)]*\))", plot.caption))
+    assert list(order) == ["M0 [1]", "M0 [2]", "M0 [3]"] and sorted(order.values()) == names
+    seen = [match[0] for text, _ in drawn_texts(plot) if (match := re.search(r"M0 \[\d\]$", text.get_text()))]
+    assert set(seen) == set(order), "each is drawn under the name that the caption explains"
+    assert not [text.get_text() for text, _ in drawn_texts(plot) if text.get_text().startswith("M0 (")]
+
+
 def test_names_in_a_narrow_legend_are_not_cut() -> None:
     rows = [row(f"m{i}", ood("sun"), title=f"A method called {i}") for i in range(9)]
     (plot,) = plots(rows, {}, kinds=["overview"], width=2)
@@ -170,6 +204,44 @@ def test_figures_of_a_width_are_no_taller_than_a_page() -> None:
         most = module._layout(data, module.PANELS).most(module.PANELS, legend)
         heights = [module._layout(data, panels).height(panels, legend) for panels in (1, most // 2 + 1, most)]
         assert len(heights) >= 2 and max(heights) <= 9, (kind, wide)
+
+
+@pytest.mark.parametrize("width", [2.0, 3.25, 6.875])
+def test_figures_of_mistakes_are_no_taller_than_a_page(width: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from oodbench.report.figures import mistakes
+
+    image = mistakes.ShownImage(np.zeros((4, 4, 3), np.uint8), ("is a cat", "CLIP: dog", "0.12345", "1.png"), True)
+    subtitle = "OOD, highest scores; 1,234 of 10,000 accepted where 95 % of ID are accepted"
+    strips = [mistakes.ImageStrip(f"Set {i}", subtitle, (image,)) for i in range(7)]
+    monkeypatch.setattr(mistakes, "_strips", lambda *_: strips)
+    result = row(title="M")
+    one = SimpleNamespace(name="M", result=result)
+    data: Any = SimpleNamespace(scored=[one], sets=result.ood, width=width, heading=Heading("toy", "Toy"))
+    data.above, data.missing = (lambda title: []), str
+    found = list(mistakes.draw(data))
+    titles = [text.get_text() for plot in found for axes in plot.figure.axes for text in axes.texts]
+    assert all(titles.count(strip.title) == 1 for strip in strips)
+    assert all(plot.figure.get_size_inches()[1] <= 9 for plot in found), "the text of a page"
+    assert not problems(found[-1])
+
+
+@pytest.mark.parametrize("width", [2.0, 3.25, None])
+def test_scores_that_differ_in_late_digits_have_legible_ticks(width: float | None, tmp_path: Path) -> None:
+    centre, scale = -34567.1234567, 1e-7
+    scores = {name: centre + scale * values for name, values in scores_of(0, 60, ["sun", "dtd"]).items()}
+    lay(tmp_path, "m", scores)
+    (plot,) = one_by_one(tmp_path, ["histogram"], width)
+    assert not problems(plot)
+    last = [axes for axes in plot.figure.axes if axes.get_label() != "legend"][-1]
+
+    def number(text: str) -> float:
+        return float(text.replace("\N{MINUS SIGN}", "-"))
+
+    shared = re.fullmatch(r"(1e.\d)(.*)", last.xaxis.offsetText.get_text())
+    assert shared
+    for tick in last.xaxis.get_major_ticks():
+        score = number(tick.label1.get_text()) * number(shared[1]) + number(shared[2])
+        assert score == pytest.approx(tick.get_loc(), abs=scale / 10)
 
 
 def test_streams_and_shots_have_widths(tmp_path: Path) -> None:

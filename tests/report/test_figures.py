@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import re
 import subprocess
 import sys
 import weakref
@@ -460,6 +461,28 @@ def test_tables_of_one_benchmark_have_distinct_names(tmp_path: Path) -> None:
     assert names == {"toy-ViT-B-16-openai-roc", "toy-ViT-L-14-openai-roc", "toy-ViT-L-14-openai-2-roc"}
     text = (tmp_path / "out/captions.txt").read_text()
     assert text.count("ROC curves on DTD:") == 3 and "SUN" not in text
+
+
+def test_figures_have_new_names_of_methods_variants_sets_benchmarks_and_encoders(tmp_path: Path) -> None:
+    for i, label in enumerate(("m0", "m0[t=1]")):
+        lay(tmp_path, "m0", scores_of(i, 30, ["sun"]), label=label, parameters={"t": i})
+    known = from_folder(tmp_path).results[0]
+    new = {
+        "m0": "Ours",
+        "m0[t=1]": "Variant",
+        "sun": "Places",
+        "cats": "Dogs",
+        "toy": "Bench",
+        "ViT-B-16/openai": "CLIP",
+    }
+    seen = set()
+    for plot in oodbench.report(tmp_path).figures(["roc", "histogram", "overview"], rename=new):
+        seen |= {plot.caption, *texts(plot.figure)}
+    every = "\n".join(seen)
+    for text in (*new.values(), "Bench, encoder CLIP"):
+        assert text in every, text
+    old = (known.title, known.id.title, known.ood[0].title, known.benchmark_title, "ViT-B-16", "t=1")
+    assert not [text for text in old if re.search(rf"\b{text}\b", every)]
 
 
 @pytest.mark.parametrize(

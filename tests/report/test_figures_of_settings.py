@@ -20,6 +20,7 @@ from oodbench.report.figures.densities import scaled
 from oodbench.report.figures.encoders import encoder_names, operations
 from oodbench.report.html import FigureSource
 from oodbench.report.html.figures import gallery
+from oodbench.report.options import TableOptions
 from oodbench.report.tables.grouping import from_folder
 from oodbench.results import Result
 from tests.report import stream_rows
@@ -266,8 +267,8 @@ def test_the_page_has_the_figure_by_encoder_below_the_first_table(
         lay(tmp_path, "m", scores_of(i, 30, ("sun",)), encoder=card(name))
     found = from_folder(tmp_path)
     monkeypatch.setattr("oodbench.report.figures.table_plots", lambda *_: iter(()))  # the others take seconds
-    page = gallery(tables(found.results), FigureSource(found.paths), (), None)
+    page = gallery(tables(found.results), FigureSource(found.paths), TableOptions(rename=(("sun", "Places"),)), None)
     ((number, (section,)),) = page.sections.items()
     assert (number, section.title, page.count) == (1, "Encoders", 1)
-    assert gallery([], FigureSource({}), (), False).reason == "figures were left out"
-    assert "by encoder" in section.figures[0].caption
+    assert gallery([], FigureSource({}), TableOptions(), False).reason == "figures were left out"
+    assert "over OOD sets (Places), by encoder" in section.figures[0].caption

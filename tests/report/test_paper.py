@@ -20,7 +20,7 @@ from oodbench.method import Access
 from oodbench.report.formats.paper import COLUMN, LAYOUTS, PAGE, layout, paper, width
 from oodbench.report.options import TableOptions, parse
 from oodbench.report.output import OutputOptions, build_tables, check_request, render_text
-from oodbench.report.tables.table import Table
+from oodbench.report.tables.table import Table, transposed
 from oodbench.results import Result, SetRow
 from tests.report.stream_rows import shifted
 from tests.report.test_imported import imported
@@ -53,7 +53,7 @@ def text_of(
     **options: Any,
 ) -> str:
     """The text of a report in the style of papers."""
-    table_options = TableOptions(style="paper", **options)
+    table_options = TableOptions(**{"style": "paper", **options})
     request = OutputOptions(form=form, tests=False, caption=caption, label=label, quotes=quotes)
     check_request(request, table_options, results)
     return render_text(build_tables(results, {}, table_options, request), table_options, request)
@@ -136,6 +136,12 @@ def test_letter_widths_equal_computer_modern() -> None:
         assert widths[name] - 0.003 <= width(letter, 1.0) <= widths[name] + 0.1, letter
 
 
+@pytest.mark.parametrize("style", ["paper", "full"])
+def test_the_comment_names_fontenc_for_letters_that_need_it(style: str) -> None:
+    plain_name, polish = (text_of(rows(MOS, 1, title=title), style=style) for title in ("Müller", "Zając"))
+    assert polish.startswith("% \\usepackage[T1]{fontenc}\n% \\usepackage{booktabs}\n") and "fontenc" not in plain_name
+
+
 def test_encoders_share_a_table_with_marks_per_encoder(caplog: pytest.LogCaptureFixture) -> None:
     ours = row("m9", *(ood(name, 0.99, 0.9) for name, _ in MOS), encoder=L14)
     found = text_of([*rows(MOS), *rows(MOS, encoder=L14), ours])
@@ -150,6 +156,9 @@ def test_encoders_share_a_table_with_marks_per_encoder(caplog: pytest.LogCapture
     assert r"\textbf{95.00}" in first and r"\textbf{99.00}" in second and r"\textbf{95.00}" not in second
     assert "Best within each encoder in" in found
     assert "ViT-B-16/openai: Encoder weights: bbbbbbbbbbbb." in found and "dddddddddddd" not in plain(found)
+    best = plain(text_of([*rows(MOS), *rows(MOS, encoder=L14)], top=1))
+    assert best.count("the best 1 by average FPR95.") == 1  # of both, unlike the number of lines left out
+    assert all(f"{one['name']}: 2 of 3 lines are left out" in best for one in (B16, L14))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +184,14 @@ def test_other_sets_or_images_are_another_table() -> None:
         for one in rows(MOS[:1], encoder=L14)
     ]
     assert text_of([*rows(MOS[:1]), *fewer]).count(r"\begin{tabular}") == 2
+
+
+def test_captions_of_tables_with_other_sets_say_which_are_missing() -> None:
+    fewer, others = (row(f"n{i}", *rows(sets)[0].ood, encoder=B16) for i, sets in enumerate((MOS[:3], MOS[1:])))
+    failed = dataclasses.replace(row("m7", encoder=B16), ood=(), status="failed", error="none")
+    found = text_of([*rows(MOS), fewer, others, failed], rename=(("textures", "DTD"),))
+    captions = re.findall(r"^\\caption\{\\textbf\{Toy, ViT-B-16/openai\} \(\\%\)\.(.*)\}$", found, re.MULTILINE)
+    assert [re.sub(r" Best.*", "", caption) for caption in captions] == ["", " Without DTD.", " Without INATURALIST."]
 
 
 def test_a_table_longer_than_a_page_continues_on_the_next() -> None:
@@ -264,6 +281,12 @@ def test_own_methods_are_the_last_rows_of_the_last_group_and_shaded() -> None:
     quoted = [dataclasses.replace(one, benchmark="mos", encoder=B16) for one in rows(MOS)]
     lines = [x for x in text_of(quoted, ours=("m1",), quotes=("neglabel:paper",)).splitlines() if x.endswith(r"\\")]
     assert lines[-1].startswith(r"\rowcolor[gray]{.92} M1")
+    shade = r">{\columncolor[gray]{.92}}r"
+    for text in (text_of(results, ours=("m0",), transpose=True), report.latex(transposed(after))):
+        columns = next(x for x in text.splitlines() if r"\begin{tabular}" in x)
+        assert columns.endswith(f"{shade}}}") and columns.count("columncolor") == 1 and "colortbl" in text
+        assert r"\rowcolor" not in text
+    assert r"\label{tab:toy}" in text_of(results, transpose=True)
     assert next(i for i, x in enumerate(lines) if "(quoted: paper)" in x) < lines.index(
         next(x for x in lines if "M0 &" in x)
     )

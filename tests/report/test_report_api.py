@@ -211,7 +211,9 @@ def test_figures_are_drawn_one_by_one(folder: Path) -> None:
         next(found.figures("rock"))
     with pytest.raises(UserError, match="--width 'colunm' is not a width"):
         next(found.figures("roc", width="colunm"))
-    several = oodbench.report(folder, id="toy", methods="m3").figures(["encoders"], width=3.25)
+    with pytest.raises(UserError, match="only draws figures; use decimals, transpose in a separate call"):
+        found.figures("overview", transpose=True, decimals=1)  # refused before anything is drawn
+    several = oodbench.report(folder, id="toy", methods="m3", transpose=True).figures(["encoders"], width=3.25)
     assert [plot.kind for plot in several] == ["encoders"]
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 from pyarrow import parquet
 
+import oodbench.report as report
 from oodbench.report.formats.latex_text import BASIC, as_codes, escape, preamble, unsupported
 from oodbench.results import Result
 from tests.report.test_report_shapes import call, lay, ood, row
@@ -113,6 +115,28 @@ def test_formulas_stay_texts_and_control_characters_before_them_are_seen(tmp_pat
     text = call("--results", lay(tmp_path, *rows), "--format", "csv").stdout
     names = [record["name"] for record in csv.DictReader(io.StringIO(text))]
     assert names == ["'=1+1", r"\t=1+1", r"\r\n@x", "'-2", "'+3", "ok"]
+
+
+def test_names_and_notes_in_markdown_are_no_headings_and_lists() -> None:
+    titles = [
+        "# Heading",
+        "## Two",
+        "#1",
+        "- dash",
+        "+ plus",
+        "+plus",
+        "1. one",
+        "12) twelve",
+        "1.5x",
+        "* star",
+        "3-way",
+    ]
+    rows = [row(f"m{i}", title=title, status="failed", error="none", ood=()) for i, title in enumerate(titles)]
+    tokens = MarkdownIt("commonmark").enable("table").parse(report.markdown(*report.tables([row(), *rows])))
+    blocks = {token.type for token in tokens if token.block} - {"inline"}
+    assert {name.rpartition("_")[0] for name in blocks} == {"paragraph", "table", "thead", "tbody", "tr", "th", "td"}
+    seen = ["".join(part.content for part in token.children or ()) for token in tokens if token.type == "inline"]
+    assert set(titles) <= set(seen) and {f"{title} failed: none" for title in titles} <= set(seen)
 
 
 # LaTeX

@@ -296,7 +296,16 @@ def test_averages_over_seeds_are_sorted_in_every_format(tmp_path: Path) -> None:
     options = ("--seeds", "--sort", "auroc", "--top", "1", "--no-tests")
     for form in (("--format", "csv"), ("--format", "csv", "--long"), ("--format", "markdown"), ()):
         text = call(tmp_path, *options, *form).output
-        assert "STEADY, 3 seeds" in text and "LUCKY" not in text, form
+        assert "LUCKY" not in text and ("STEADY, 3 seeds" in text) is ("csv" not in form), form
+    names = {
+        flags: [
+            record["name"] for record in csv.DictReader(io.StringIO(call(tmp_path, "--format", "csv", *flags).stdout))
+        ]
+        for flags in ((), options[:1], options[:3], (*options[:3], "--rename", "steady=Ours"))
+    }
+    each = [f"LUCKY (seed {i})" for i in range(3)] + [f"STEADY (seed {i})" for i in range(3)]
+    assert names[()] == names["--seeds",] == each and names[options[:3]] == each[3:] + each[:3]
+    assert [*names.values()][3][:3] == [f"Ours (seed {i})" for i in range(3)]
 
 
 def test_averages_that_differ_by_rounding_are_equal() -> None:

@@ -13,6 +13,7 @@ from oodbench.results import Result
 
 # The other kinds show scores, and in streams an ID image has a score for each OOD set.
 _OF_STREAMS = ("overview", "stream", "sweep")
+_OF_ALL = ("overview", "roc", "densities", "ranks", "stream")  # kinds with the short names of all results
 
 __all__ = ["KINDS", "FigureOptions", "Heading", "Plot", "encoder_plots", "plots", "table_plots"]
 
@@ -51,13 +52,16 @@ def table_plots(
 ) -> Iterator[Plot]:
     """Yield the figures of one table; `heading` None stands for the benchmark and the encoder."""
     found = figure_data(results, paths, options, heading)
+    if found is None:
+        return
     taken: set[str] = set()
     streams = any(row.stream for row in results)
-    for kind in options.kinds if found else ():
+    for kind in options.kinds:
         if kind == "encoders" or (kind not in _OF_STREAMS if streams else kind == "stream"):
             continue
         module = importlib.import_module(f"oodbench.report.figures.{kind}")
         for plot in module.draw(found, options.data):
+            plot = plot.explained(found.numbers) if kind in _OF_ALL else plot
             yield replace(plot, name=unique(plot.name, taken))
 
 

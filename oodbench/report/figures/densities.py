@@ -153,7 +153,7 @@ def _axis_title(wide: float) -> str:
 
 
 def _words(panel: Axes, figure_data: FigureData, one: PlottedResult, wide: float) -> None:
-    add_title(panel, one.name, wide, raised=8)
+    add_title(panel, one.short, wide, raised=8)
     auroc, fpr95 = (100 * figure_data.average(one, figure_data.sets, metric) for metric in ("auroc", "fpr95"))
     add_note(panel, (0, 1), f"AUROC {auroc:.2f}, FPR95 {fpr95:.2f}", fontsize=SMALLEST, color=GREY)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, coincidence, stem, stem_words
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, coincidence, stem, stem_words, told_apart
 from oodbench.report.figures.layout import FigureLayout, add_key, add_title, new_figure
 from oodbench.report.figures.style import SIZE, line_style, marker, pages, plot_style, shortened, width
 from oodbench.report.tables.grouping import by_prompts, facts
@@ -46,9 +46,10 @@ def draw(tables: Sequence[FigureData]) -> Iterator[Plot]:
         if not found:
             log.info("no figure by encoder of %s: no method has results of two encoders", family[0].heading.title)
             continue
-        split = pages(found, LINES)
+        names, numbers = told_apart([one.name for one in found], family[0].width)
+        split = pages([replace(one, name=name) for one, name in zip(found, names, strict=True)], LINES)
         for number, part in enumerate(split, start=1):
-            yield _page(family, part, number if len(split) > 1 else 0)
+            yield _page(family, part, number if len(split) > 1 else 0).explained(numbers)
 
 
 def lines(family: Sequence[FigureData]) -> list[EncoderLine]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from oodbench.errors import UserError
 from oodbench.report.figures.options import FigureOptions
 from oodbench.report.tables.grouping import by_prompts
+from oodbench.report.tables.rename import renaming, retitled
 from oodbench.report.tables.rows import line_names, repeated
 from oodbench.report.tables.streams import TITLE
 from oodbench.results import Interval, Result, SetRow, slug
@@ -69,11 +72,30 @@ class Plot:
             self.figure.savefig(out, format="pdf", metadata={**metadata, "Producer": "oodbench", "CreationDate": None})
         return out.getvalue()
 
+    def explained(self, names: str) -> Plot:
+        """Return the plot with a sentence on its names at the end of its caption."""
+        return replace(self, caption=f"{self.caption} {names}".strip())
+
 
 def coincidence(curves: Sequence[Any], what: str = "curves") -> str:
     """Return a sentence on equal curves of a panel, which are drawn in reverse; "" if all differ."""
     equal = len(set(curves)) < len(curves)
     return f"Equal {what} coincide; the one higher in the table is on top." if equal else ""
+
+
+def told_apart(names: Sequence[str], wide: float | None) -> tuple[list[str], str]:
+    """Return the names, those that the figures would cut to equal text with a number, and a sentence on the numbers.
+
+    `wide` is the width of the figures in inches, None for screens.
+    """
+    from oodbench.report.figures.style import SIZE, shortened
+
+    narrowest = min(0.9, 0.27 * wide) if wide else 1.4  # inches for a name, in any figure
+    cut = {name: shortened(name, narrowest, SIZE) for name in names}
+    counts, numbers = Counter(cut.values()), itertools.count(1)
+    short = {name: f"{name.partition(' (')[0]} [{next(numbers)}]" for name, text in cut.items() if counts[text] > 1}
+    explained = "; ".join(f"{new}: {name}" for name, new in short.items())
+    return [short.get(name, name) for name in names], f"{explained}." if explained else ""
 
 
 def stem(*words: str) -> str:
@@ -100,11 +122,13 @@ def _encodable(text: str) -> str:
 class PlottedResult:
     """A finished result with its position in the table, which determines its colour, and its name there.
 
-    For a stream, `result` is the first seed and `others` are the other seeds.
+    For a stream, `result` is the first seed and `others` are the other seeds. `short` is the name in figures of all
+    results, where a long one is cut.
     """
 
     position: int
     name: str
+    short: str
     result: Result
     others: tuple[Result, ...] = ()
 
@@ -121,6 +145,8 @@ class FigureData:
     sets     the OOD sets that are shown; all results have them
     paths    the results' files by digest
     failed   names of results that failed
+    rename   returns the new name of a line
+    numbers  a sentence on the numbers in short names, or ""
     width    of every figure in inches; None: as wide as needed
     """
 
@@ -129,6 +155,8 @@ class FigureData:
     sets: tuple[SetRow, ...]
     paths: Mapping[str, Path]
     failed: tuple[str, ...]
+    rename: Callable[[str], str]
+    numbers: str = ""
     width: float | None = None
 
     def above(self, title: str) -> list[str]:
@@ -198,12 +226,17 @@ def figure_data(
     results: Sequence[Result], paths: Mapping[str, Path], options: FigureOptions, heading: Heading | None
 ) -> FigureData | None:
     """Return the data of a table's figures, or None if all results failed."""
+    rename = renaming(options.rename, results)
+    results = [retitled(row, rename) for row in results] if options.rename else results
     groups = by_prompts(results)
     prompts = next((group.prompts for group in groups if len(group.results) == len(results)), "")  # in the title
     lines = repeated(results, seeds=False)
-    named = list(zip(line_names(lines, "templates" if prompts else ""), lines, strict=True))
+    named = list(zip(map(rename, line_names(lines, "templates" if prompts else "")), lines, strict=True))
     finished = [(name, rows) for name, rows in named if rows[0].status == "ok"]
-    plotted = tuple(PlottedResult(i, name, rows[0], tuple(rows[1:])) for i, (name, rows) in enumerate(finished))
+    short, numbers = told_apart([name for name, _ in finished], options.width)
+    plotted = tuple(
+        PlottedResult(i, name, short[i], rows[0], tuple(rows[1:])) for i, (name, rows) in enumerate(finished)
+    )
     if not plotted:
         return None
     model = plotted[0].result
@@ -218,7 +251,7 @@ def figure_data(
     if model.stream:
         title = f"{title}, {TITLE}"
     heading = heading or Heading(stem(*stem_words(model)), title)
-    return FigureData(heading, plotted, chosen, paths, failed, options.width)
+    return FigureData(heading, plotted, chosen, paths, failed, rename, numbers, options.width)
 
 
 def stem_words(row: Result) -> list[str]:

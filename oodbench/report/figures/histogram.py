@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 
 BINS, PANELS = 60, 12
 TAIL = 0.001  # fraction of a set's scores that may be outside either end of the axis
-_LAYOUT = FigureLayout((3.0, 1.35), gap=(0.25, 0.5), left=0.5, head=0.4)
+_LAYOUT = FigureLayout((3.0, 1.35), gap=(0.25, 0.5), left=0.5, right=0.25, head=0.4)
 
 
 def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
@@ -86,9 +86,9 @@ def _page(
             panel.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.08 * max(tops)))
             panel.set_ylabel("Images, %" if place % columns == 0 else "")
             panel.tick_params(labelleft=place % columns == 0)
-            panel.set_xlabel(_axis_title(layout.panel[0]) if place >= len(sets) - columns else "")
             if wide:
                 panel.xaxis.set_major_locator(MaxNLocator(max(1, int(layout.panel[0] / 0.4))))
+            _label(panel, layout.panel[0], last=place >= len(sets) - columns)
         if not wide:
             _legend(axes[0], entries)
     caption = (
@@ -104,7 +104,7 @@ def _page(
 def _layout(figure_data: FigureData, panels: int) -> FigureLayout:
     if not figure_data.width:
         return _LAYOUT
-    return _LAYOUT.fitted(panels, figure_data.width, 1.25, gap=(0.12, 0.52), right=0.06, left=0.45, head=0.32)
+    return _LAYOUT.fitted(panels, figure_data.width, 1.25, gap=(0.12, 0.52), right=0.2, left=0.45, head=0.32)
 
 
 def _entries(one: PlottedResult) -> list[Entry]:
@@ -142,9 +142,16 @@ def _words(panel: Axes, one: SetRow, wide: float, outside: str) -> None:
         )
 
 
-def _axis_title(wide: float) -> str:
-    long = "Score, higher: more in-distribution"
-    return long if width(long, SIZE) < wide else "Score"
+def _label(panel: Axes, wide: float, *, last: bool) -> None:
+    """Label the axis of scores; digits that all ticks share are written once, at its right end in the last row."""
+    panel.ticklabel_format(axis="x", useOffset=True)
+    ticks = panel.xaxis.get_major_formatter()
+    ticks.format_ticks(list(panel.get_xticks()))
+    shared = ticks.get_offset()
+    panel.xaxis.offsetText.set_visible(last)
+    titles = ("Score, higher: more in-distribution", "Score", "") if last else ("",)
+    title = next(text for text in titles if not text or width(f"{text} {shared}", SIZE) < wide)
+    panel.set_xlabel(title, loc="left" if shared else "center")
 
 
 def _marker(colour: str) -> dict[str, Any]:

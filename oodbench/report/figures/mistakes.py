@@ -23,7 +23,7 @@ from oodbench.data.paths import data_root
 from oodbench.errors import UserError, is_url, redact_url
 from oodbench.metrics import detection as metrics
 from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, stem
-from oodbench.report.figures.layout import FigureLayout, add_title, new_figure
+from oodbench.report.figures.layout import TALLEST, FigureLayout, add_title, new_figure
 from oodbench.report.figures.style import (
     GREY,
     SIZE,
@@ -184,7 +184,7 @@ def draw(figure_data: FigureData, data: Path | None = None) -> Iterator[Plot]:
     gallery = MistakeGallery(data)
     for one in figure_data.scored:
         strips = _strips(figure_data, one, gallery)
-        split = pages(strips, STRIPS)
+        split = pages(strips, _most(figure_data.width))
         for number, part in enumerate(split, start=1):
             if part:
                 yield _page(figure_data, one, (part, gallery), number if len(split) > 1 else 0)
@@ -228,6 +228,16 @@ def _count(wide: float | None) -> int:
     return IMAGES if wide is None else min(IMAGES, int((wide - 2 * _MARGIN + _GAP) / _NARROW))
 
 
+def _cell(wide: float | None) -> float:
+    """Return the side of an image in inches."""
+    return _CELL if wide is None else (wide - 2 * _MARGIN + _GAP) / _count(wide) - _GAP
+
+
+def _most(wide: float | None) -> int:
+    """Return the number of sets that fit in a figure of a width in inches: with an image, seven lines and gaps each."""
+    return STRIPS if wide is None else min(STRIPS, int(TALLEST / (_cell(wide) + 7 * _PITCH + 0.28)))
+
+
 def _class(number: int, classes: Sequence[str]) -> str:
     return classes[number] if 0 <= number < len(classes) else f"class {number}"
 
@@ -239,7 +249,7 @@ def _page(
     title = f"What {one.name} gets most wrong" + (f" ({number})" if number else "")
     text = max(len(image.lines) for strip in strips for image in strip.images) * _PITCH
     wide, count = figure_data.width, _count(figure_data.width)
-    cell = (wide - 2 * _MARGIN + _GAP) / count - _GAP if wide else _CELL
+    cell = _cell(wide)
     across = count * (cell + _GAP) - _GAP
     above = [_above(strip, across) for strip in strips]
     head = (0.2 if wide else 0.25) + _PITCH * max(map(len, above))
@@ -270,7 +280,7 @@ def _page(
 def _above(strip: ImageStrip, across: float) -> list[str]:
     """Return the lines below the title of a strip; none if the subtitle fits beside the title."""
     beside = across - width(strip.title, SIZE + 0.5) / 0.9 - 0.2
-    return [] if width(strip.subtitle, SIZE - 0.5) <= beside else wrapped(strip.subtitle, across, SIZE - 0.5)
+    return [] if width(strip.subtitle, SIZE - 0.5) <= beside else wrapped(strip.subtitle, 0.97 * across, SIZE - 0.5)
 
 
 def _strip(panel: Axes, strip: ImageStrip, subtitle: Sequence[str], cell: float) -> None:

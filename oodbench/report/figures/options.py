@@ -36,12 +36,14 @@ class FigureOptions:
     kinds  some of KINDS, in this order
     sets   names of the OOD sets to show; all when empty
     width  of every figure in inches, with text of at least 6 points and no heading; None: as wide as needed
+    rename (name or title, text to show), as in TableOptions
     """
 
     data: Path | None = None
     kinds: tuple[str, ...] = KINDS
     sets: tuple[str, ...] = ()
     width: float | None = None
+    rename: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         problems = [f"no figure '{kind}'{did_you_mean(kind, KINDS)}" for kind in self.kinds if kind not in KINDS]

@@ -48,12 +48,12 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         _Panel.of(figure_data, _title(name, sets, len(shown), figure_data.width), sets, best)
         for name, sets in shown.items()
     ]
-    figure = _figure(figure_data, panels, [one.name for one in best], strict=bool(figure_data.width))
+    figure = _figure(figure_data, panels, [one.short for one in best], strict=bool(figure_data.width))
     if figure is None:
         order = sorted(one.position for one in best)
         numbers = [str(order.index(one.position) + 1) for one in best]
         entries = sorted(zip(numbers, best, strict=True), key=lambda pair: int(pair[0]))
-        legend = [(f"{number}  {one.name}", _looks(one) | {"linestyle": "none"}) for number, one in entries]
+        legend = [(f"{number}  {one.short}", _looks(one) | {"linestyle": "none"}) for number, one in entries]
         figure = _figure(figure_data, panels, numbers, legend)
         assert figure
     level = 100 * float(figure_data.plotted[0].result.uncertainty.get("level", 0.95))

@@ -35,7 +35,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     shown = [one for one in figure_data.scored if one in best]
     grid = spearman([_all(figure_data, one) for one in shown])
     size = SMALLEST if wide else SIZE
-    names = [shortened(one.name, longest, size) for one in shown]
+    names = [shortened(one.short, longest, size) for one in shown]
     name_width = max(width(name, size) for name in names) + 0.1
     margins = name_width + 0.12 + 0.5
     cell = 0.42 if len(shown) <= 12 else 0.34

@@ -107,7 +107,7 @@ def _layout(figure_data: FigureData, panels: int) -> FigureLayout:
 
 
 def _legend(methods: Sequence[PlottedResult]) -> list[Entry]:
-    return [(one.name, line_style(one.position) | {"marker": marker(one.position)}) for one in methods]
+    return [(one.short, line_style(one.position) | {"marker": marker(one.position)}) for one in methods]
 
 
 def _frame(panel: Axes, one: SetRow, wide: float) -> None:
@@ -142,7 +142,7 @@ def _key(panel: Axes, lines: Sequence[tuple[PlottedResult, SetRow]]) -> None:
         inset.plot([0, 0.24], [y, y], **line_style(one.position))
         looks = {"color": line_style(one.position)["color"], "marker": marker(one.position), "markersize": 3}
         inset.plot([0.12], [y], **looks, linestyle="none")
-        add_text(inset, (0.29, y), shortened(one.name, _KEY - 1.12, small), fontsize=small, va="center")
+        add_text(inset, (0.29, y), shortened(one.short, _KEY - 1.12, small), fontsize=small, va="center")
         for x, value in ((_KEY - 0.38, numbers.auroc), (_KEY, numbers.fpr95)):
             add_text(inset, (x, y), f"{100 * value:.2f}", fontsize=small, ha="right", va="center")
 

@@ -6,7 +6,7 @@ import logging
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from oodbench.method.access import ZERO_SHOT
-from oodbench.report.figures.figure import FigureData, Plot
+from oodbench.report.figures.figure import FigureData, Plot, told_apart
 from oodbench.report.figures.layout import Entry, FigureLayout, add_key, add_title, new_figure
 from oodbench.report.figures.style import line_style, marker, pages, plot_style, spaced
 from oodbench.report.tables.access import card
@@ -54,24 +54,28 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         return
     known = [(one.name, one.result) for one in figure_data.plotted if _group(one.result) == ZERO_SHOT]
     known.sort(key=lambda one: -_average(one[1], figure_data.sets, "auroc"))
+    names, numbers = told_apart([*(one.name for one in found), *(name for name, _ in known[:LINES])], figure_data.width)
+    found = [replace(one, name=name) for one, name in zip(found, names, strict=False)]
+    shown = [(name, row) for name, (_, row) in zip(names[len(found) :], known, strict=False)]
     several = len(figure_data.sets) > 1
     panels = [("Average", figure_data.sets)] if several else []
     panels += [(one.title, (one,)) for one in figure_data.sets]
     most = PANELS
     if figure_data.width:
         layout = _layout(figure_data, min(PANELS, len(panels)))
-        most = layout.most(PANELS, _entries([one.name for one in found[:CURVES]], [name for name, _ in known[:LINES]]))
+        most = layout.most(PANELS, _entries([one.name for one in found[:CURVES]], [name for name, _ in shown]))
     for metric in _TITLES:
         split = [(m, p) for m in pages(found, CURVES) for p in pages(panels, most)]
-        for number, (methods, shown) in enumerate(split, start=1):
-            page = _Page(metric, number if len(split) > 1 else 0, methods, known[:LINES], dict(shown))
-            yield page.draw(figure_data, f" (the {LINES} best of {len(known)})" if len(known) > LINES else "")
+        for number, (methods, part) in enumerate(split, start=1):
+            page = _Page(metric, number if len(split) > 1 else 0, methods, shown, dict(part))
+            choice = f" (the {LINES} best of {len(known)})" if len(known) > LINES else ""
+            yield page.draw(figure_data, choice).explained(numbers)
 
 
 def curves(figure_data: FigureData) -> list[ShotCurve]:
     """Return the methods with a known number of labelled images per class, in the table's order."""
     found = by_shots([one.result for one in figure_data.plotted if _shots(one.result)])
-    names = line_names([[without_shots(rows[0])] for rows in found])
+    names = map(figure_data.rename, line_names([[without_shots(rows[0])] for rows in found]))
     return [ShotCurve(name, tuple(rows)) for name, rows in zip(names, found, strict=True)]
 
 

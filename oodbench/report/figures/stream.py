@@ -119,7 +119,7 @@ def _layout(figure_data: FigureData, panels: int) -> FigureLayout:
 
 
 def _entries(methods: Sequence[PlottedResult]) -> list[Entry]:
-    return [(one.name, line_style(one.position) | {"marker": marker(one.position)}) for one in methods]
+    return [(one.short, line_style(one.position) | {"marker": marker(one.position)}) for one in methods]
 
 
 def _curve(panel: Axes, one: PlottedResult, found: StreamCurve) -> None:

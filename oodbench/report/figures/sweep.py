@@ -7,7 +7,7 @@ import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter
 
 from oodbench.method.parameters import split
-from oodbench.report.figures.figure import FigureData, Plot
+from oodbench.report.figures.figure import FigureData, Plot, told_apart
 from oodbench.report.figures.layout import FigureLayout, add_key, add_title, new_figure
 from oodbench.report.figures.style import line_style, marker, pages, plot_style, spaced
 from oodbench.report.tables.rows import by_parameter, line_names, without_parameter
@@ -64,10 +64,12 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     if not found:
         log.info("no figure by hyper-parameter: no results differ only in the value of one")
         return
+    names, numbers = told_apart([figure_data.rename(sweep.name) for sweep in found], figure_data.width)
+    found = [replace(sweep, name=name) for sweep, name in zip(found, names, strict=True)]
     for metric in _TITLES:
         split = pages(found, _most(figure_data, len(found)))
         for number, part in enumerate(split, start=1):
-            yield _page(figure_data, metric, part, number if len(split) > 1 else 0)
+            yield _page(figure_data, metric, part, number if len(split) > 1 else 0).explained(numbers)
 
 
 def sweeps(results: Sequence[Result]) -> list[Sweep]:

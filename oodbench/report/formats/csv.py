@@ -81,12 +81,18 @@ def records_of(
         (number, line, row)
         for number, table in enumerate(tables, 1)
         if not table.part  # every stream has its parts
-        for line in table.lines
-        for row in line.results or (None,)
+        for merged in table.lines
+        for line, row in _lines(merged)
     ]
     if long:
         return [record for one in found for record in _long(*one, options)]
     return [_record(*one, options) for one in found]
+
+
+def _lines(merged: TableLine) -> list[tuple[TableLine, Result | None]]:
+    """Return a line for each result of a line, or the line itself for a published result."""
+    names = merged.names or [merged.name] * len(merged.results)
+    return [(replace(merged, name=n), row) for n, row in zip(names, merged.results, strict=True)] or [(merged, None)]
 
 
 def _names(records: Sequence[Mapping[str, object]]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 
-from oodbench.report.formats.latex_text import escape, remark
+from oodbench.report.formats.latex_text import T1, escape, remark
 from oodbench.report.tables.table import EXCEEDS, Cell, Column, Table, TableLine, exceptions, panels
 
 # In points at \footnotesize. 490 is the text width of a two-column paper, and fits on a page of `article`.
@@ -81,6 +81,7 @@ def _pages(table: Table, height: float) -> list[Table]:
 
 def with_remark(text: str) -> str:
     """Return LaTeX of a table after a comment on the letters that pdflatex lacks, if there are any."""
+    text = f"% \\usepackage[T1]{{fontenc}}\n{text}" if T1 & set(text) else text
     lacking = remark(text)
     return f"% The table {lacking}: lualatex or xelatex, and a font that has them.\n{text}" if lacking else text
 
@@ -100,7 +101,7 @@ def described(table: Table, caption: str, label: str) -> Description:
     sentences = (escape(part).replace(r" \%", r"~\%").replace(" = ", "~=~") for part in table.caption)
     full = " ".join([rf"\textbf{{{escape(table.title)}.}}", *sentences, *_remarks(table)])
     notes = [escape(note) for note in (*table.notes, *table.footnotes)]
-    packages = "booktabs,colortbl" if any(line.ours for line in table.lines) else "booktabs"
+    packages = "booktabs,colortbl" if _shaded(table) else "booktabs"
     comments = [rf"% \usepackage{{{packages}}}"]
     if caption == "short":
         comments += [rf"% \caption{{{full}}}", *(f"% {note}" for note in notes)]
@@ -113,13 +114,18 @@ def described(table: Table, caption: str, label: str) -> Description:
     )
 
 
+def _shaded(table: Table) -> bool:
+    return any(x.ours for x in table.lines) or any(c.ours for b in table.column_groups for c in b.columns)
+
+
 def _short(table: Table) -> str:
-    """Return a caption of one line: benchmark and encoder, the unit, and the meaning of the marks."""
+    """Return a caption of one line: benchmark, encoder, unit, missing OOD sets, and the meaning of the marks."""
     percent = any(sentence.endswith(" in %.") for sentence in table.caption[:1])
     marks = rf" Best{table.within} in \textbf{{bold}}, second \underline{{underlined}}." if table.marked else ""
     unit = r" (\%)" if percent else ""
     title = table.title.replace(f", encoder {table.encoder}", f", {table.encoder}", 1)
-    return rf"\textbf{{{escape(title)}}}{unit}.{marks}"
+    without = f" Without {escape(table.missing)}." if table.missing else ""
+    return rf"\textbf{{{escape(title)}}}{unit}.{without}{marks}"
 
 
 def _brief(table: Table) -> list[str]:
@@ -169,15 +175,10 @@ def tabular(
     """
     column_groups = [table.column_groups[i] for i in cut]
     # colortbl does not shade the space from @{} between columns.
-    gap = (
-        ""
-        if not between
-        else ">{{\\hspace{{{:g}pt}}}}"
-        if any(x.ours for x in table.lines)
-        else "@{{\\hspace{{{:g}pt}}}}"
-    )
+    gap = "" if not between else ">{{\\hspace{{{:g}pt}}}}" if _shaded(table) else "@{{\\hspace{{{:g}pt}}}}"
     space = gap.format(between - _GAP if gap[:1] == ">" else between)
-    columns = "".join(f"{space}{'r' * len(b.columns)}" for b in column_groups)
+    shade = r">{\columncolor[gray]{.92}}r"
+    columns = "".join(f"{space}{''.join(shade if c.ours else 'r' for c in b.columns)}" for b in column_groups)
     out = [rf"\begin{{tabular}}{{{first}{columns}}}", r"\toprule"]
     if table.grouped:
         runs = groupby(column_groups, key=lambda b: table.heading(b.group))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import groupby
 
-from oodbench.report.tables.table import EXCEEDS, Cell, Column, Table
+from oodbench.report.tables.table import EXCEEDS, Cell, Column, ColumnGroup, Table
 
 _ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 _MARKS = {"best": "**{}**", "second": "<u>{}</u>", "exceeds": "**{}**!", "": "{}"}
@@ -16,7 +16,7 @@ def markdown(table: Table) -> str:
     remarks = [f"Best in **bold**, second <u>underlined</u>{table.within}."] if table.marked else []
     remarks += [f"† {table.not_significant}"] if table.any_not_significant else []
     remarks += [f"**!** {EXCEEDS}"] if table.any_exceeds else []
-    heads = [table.first, *(_head(b.title, b.partial, column) for b in table.column_groups for column in b.columns)]
+    heads = [table.first, *(_head(group, column) for group in table.column_groups for column in group.columns)]
     rows = []
     for section, lines in groupby(table.lines, key=lambda line: line.section):
         rows += [[f"*{_escape(section)}*", *[""] * (len(heads) - 1)]] if section else []
@@ -37,8 +37,10 @@ def _cell(cell: Cell) -> str:
     return cell.plain.replace(cell.text, _MARKS[cell.mark].format(cell.text), 1)
 
 
-def _head(title: str, partial: str, column: Column) -> str:
-    parts = (_escape(title), f"({partial})" if partial else "", _escape(column.title))
+def _head(group: ColumnGroup, column: Column) -> str:
+    """Return the heading of a column: the set, whether it is near or far, and the metric."""
+    kind = group.group if group.name and group.mean is None else ""  # the columns of a transposed table are methods
+    parts = (_escape(group.title), *(f"({_escape(x)})" for x in (kind, group.partial) if x), _escape(column.title))
     return " ".join(filter(None, parts)) + _ARROWS[column.better]
 
 
@@ -47,4 +49,5 @@ def _row(cells: list[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", " ".join(text.split()))
+    words = re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"^(\d*)([.)+-]|#+)(?=\s|$)", r"\1\\\2", words)  # else a list or a heading

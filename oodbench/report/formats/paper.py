@@ -115,7 +115,8 @@ def _as_one(tables: Sequence[Table]) -> Table:
     def texts(name: str) -> tuple[str, ...]:
         """Return the sentences common to all tables, then the others, each preceded by its table's heading."""
         every = [getattr(table, name) for table in tables]
-        common = [text for text in every[0] if all(text in other for other in every)]
+        own = first.order[1:]  # the number of lines left out, of one table
+        common = [text for text in every[0] if text not in own and all(text in other for other in every)]
         named = zip(headings, every, strict=True)
         return (*common, *(f"{heading}: {x}" for heading, found in named for x in found if x not in common))
 
@@ -128,15 +129,14 @@ def _as_one(tables: Sequence[Table]) -> Table:
         brief=texts("brief"),
         cites=tuple(dict.fromkeys(cited for table in tables for cited in table.cites)),
         lines=tuple(replace(x, encoder=heading) for heading, t in zip(headings, tables, strict=True) for x in t.lines),
+        missing=max(table.missing for table in tables),
         within=first.within if "protocol" in first.within else within,
         encoder="",
     )
 
 
 def _slug(table: Table) -> str:
-    row = next((line.result for line in table.lines if line.result), None)
-    name = row.benchmark + ("-streams" if row.stream else "") if row else _subject(table)
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "ood"
+    return re.sub(r"[^a-z0-9.]+", "-", (table.slug or _subject(table)).lower()).strip("-") or "ood"
 
 
 def _float(table: Table, caption: str, label: str) -> str:

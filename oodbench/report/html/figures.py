@@ -14,7 +14,8 @@ from oodbench.report.tables.table import Table
 from oodbench.results import Result
 
 if TYPE_CHECKING:
-    from oodbench.report.figures import Heading, Plot
+    from oodbench.report.figures import FigureOptions, Heading, Plot
+    from oodbench.report.options import TableOptions
 
 MOST = 12  # maximum number of tables with figures by default: more take minutes and many megabytes
 PAGE_DPI, DRAWING_DPI = 110, 165  # drawings stay sharp on screens of high resolution
@@ -94,29 +95,31 @@ class FigureGallery:
         return sum(section.bytes for sections in self.sections.values() for section in sections)
 
 
-def gallery(tables: Sequence[Table], source: FigureSource, sets: Sequence[str], wanted: bool | None) -> FigureGallery:
-    """Draw the figures of every table that has scores per image, for these OOD sets, or for all if empty."""
+def gallery(tables: Sequence[Table], source: FigureSource, options: TableOptions, wanted: bool | None) -> FigureGallery:
+    """Draw the figures of every table that has scores per image, for the OOD sets and with the names of the tables."""
     if wanted is False:
         return FigureGallery(reason="figures were left out")
     if wanted is None and len(tables) > MOST:
         return FigureGallery(reason=f"pages with more than {MOST} tables have none unless --with-figures is given")
     if not any(_drawable(table, source.paths) for table in tables):
         return FigureGallery(reason="no result has scores per image")
+    from oodbench.report.figures import FigureOptions
     from oodbench.report.figures.write import headings
 
+    figures = FigureOptions(source.data, sets=options.sets, rename=options.rename)
     sections = {
-        number: _sections(table, heading, source, sets)
+        number: _sections(table, heading, source, figures)
         for number, (table, heading) in enumerate(zip(tables, headings(tables), strict=True), 1)
         if _drawable(table, source.paths)
     }
-    for number, found in _by_encoder(tables, sets).items():
+    for number, found in _by_encoder(tables, figures).items():
         sections[number] = (*found, *sections.get(number, ()))
     return FigureGallery({number: found for number, found in sections.items() if found})
 
 
-def _by_encoder(tables: Sequence[Table], sets: Sequence[str]) -> dict[int, tuple[FigureSection, ...]]:
+def _by_encoder(tables: Sequence[Table], options: FigureOptions) -> dict[int, tuple[FigureSection, ...]]:
     """Return the figures that compare the encoders of a benchmark, by the number of its first table."""
-    from oodbench.report.figures import FigureOptions, encoder_plots
+    from oodbench.report.figures import encoder_plots
     from oodbench.report.figures.write import results_of
 
     benchmarks: dict[str, list[tuple[int, list[Result]]]] = {}
@@ -124,7 +127,7 @@ def _by_encoder(tables: Sequence[Table], sets: Sequence[str]) -> dict[int, tuple
         if results := results_of(table):
             benchmarks.setdefault(results[0].benchmark, []).append((number, results))
     return {
-        numbered[0][0]: _divided(encoder_plots([results for _, results in numbered], FigureOptions(sets=tuple(sets))))
+        numbered[0][0]: _divided(encoder_plots([results for _, results in numbered], options))
         for numbered in benchmarks.values()
     }
 
@@ -137,11 +140,12 @@ def _drawable(table: Table, paths: Mapping[str, Path]) -> bool:
     return any(paths[row.digest].with_suffix(".parquet").is_file() for row in rows)
 
 
-def _sections(table: Table, heading: Heading, source: FigureSource, sets: Sequence[str]) -> tuple[FigureSection, ...]:
-    from oodbench.report.figures import FigureOptions, table_plots
+def _sections(
+    table: Table, heading: Heading, source: FigureSource, options: FigureOptions
+) -> tuple[FigureSection, ...]:
+    from oodbench.report.figures import table_plots
     from oodbench.report.figures.write import results_of
 
-    options = FigureOptions(source.data, sets=tuple(sets))
     return _divided(table_plots(results_of(table), source.paths, options, heading))
 
 

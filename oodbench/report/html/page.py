@@ -176,7 +176,7 @@ def render(tables: Sequence[Table], source: FigureSource, options: TableOptions,
     """
     records = Records(source.paths, source.results, options.sets)
     views = [view(number, table, records) for number, table in enumerate(tables, 1)]
-    drawn = gallery(tables, source, options.sets, figures)
+    drawn = gallery(tables, source, options, figures)
     return encodable(_page(views, drawn, records, tables))
 
 

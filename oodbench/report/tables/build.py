@@ -211,6 +211,8 @@ def _table(
         within=_within(lines),
         cites=_cites(model, options) if options.cite else (),
         part=part,
+        missing=", ".join(comparable.missing),
+        slug=f"{model.benchmark}-streams" if model.stream else model.benchmark,
         encoder=str(model.encoder.get("name", "unknown")),
         brief=(*_brief(model, comparable.differences, lines, options), *(order if len(lines) < len(every) else ())),
         order=order,
@@ -321,6 +323,8 @@ def _lines(
 ) -> list[TableLine]:
     found = repeated(results, seeds=options.seeds)
     shown = [[part_of(row, part) for row in rows] if part else rows for rows in found]
+    apart = repeated(results, seeds=False) if options.seeds else []
+    names = {row.digest: name for name, rows in zip(line_names(apart, omitted), apart, strict=True) for row in rows}
     return [
         TableLine(
             name,
@@ -329,6 +333,7 @@ def _lines(
             access=card(rows[0]),
             cites=_method_keys(rows[0], options),
             others=tuple(rows[1:]),
+            names=tuple(names[row.digest] for row in rows) if options.seeds else (),
             ours=bool({rows[0].method, rows[0].label, seedless_label(rows[0])} & set(options.ours)),
             rank=sort_value(line_cells(rows, by, options)[0], by) if by and rows[0].status == "ok" else None,
         )

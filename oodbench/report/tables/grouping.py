@@ -24,13 +24,15 @@ class TableGroup:
     """Comparable results, each with its position in the input, and the `facts` in which they agree.
 
     `differences` are the settings that differ from other groups of this benchmark and encoder, for the caption;
-    `sizes` are differing numbers of images and groups of sets, which the caption of a table states anyway.
+    `sizes` are differing numbers of images and groups of sets, which the caption of a table states anyway. `missing`
+    are the titles of the OOD sets that only other groups have.
     """
 
     facts: dict[str, str]
     numbered: list[tuple[int, Result]] = field(default_factory=list)
     differences: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def results(self) -> list[Result]:
@@ -141,7 +143,7 @@ def _newest(rows: Iterable[Result]) -> list[Result]:
 
 
 def _find_differences(family: Sequence[TableGroup]) -> None:
-    """Set `differences` of the groups, except facts that captions always state (the sets and their sizes)."""
+    """Set `missing` and `differences` of the groups, except facts that captions state (the sets and their sizes)."""
     complete = [g for g in family if not all(row.imported for _, row in g.numbered)]  # imported results lack facts
 
     def values(name: str) -> set[str | None]:
@@ -157,7 +159,10 @@ def _find_differences(family: Sequence[TableGroup]) -> None:
         known for known in whole if any(name.endswith(" group") for name in known)
     ]  # of a failed result none is known
     sizes = [n for n in sorted(stated) if n.endswith((" n", " group")) and len({known.get(n) for known in whole}) > 1]
+    titles = {k: v for g in family for k, v in g.facts.items() if k.startswith("OOD ") and k.endswith(" title")}
     for member in family:
+        if titles.keys() & member.facts.keys():  # else all failed, and no set is known
+            member.missing = tuple(title for name, title in titles.items() if name not in member.facts)
         member.sizes = tuple(_size(name, member.facts[name]) for name in sizes if name in member.facts)
         shown = (name for name in differing if name not in stated and name in member.facts)
         member.differences = tuple(f"{name} {_short(member.facts[name])}" for name in shown)

@@ -7,6 +7,7 @@ import functools
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _cells(where: str, cell: dict[str, Any], row: dict[str, Any]) -> dict[str, P
             continue
         if metric not in METRICS or not isinstance(value, int | float) or not 0 <= value <= 100:
             raise UserError(f"{where}: '{metric} = {value}' is not a percentage of {', '.join(METRICS)}")
-        out[metric] = PublishedValue(value / 100, source, confidence)
+        out[metric] = PublishedValue(float(Decimal(str(value)) / 100), source, confidence)  # 26.17 is 0.2617
     return out
 
 
@@ -395,7 +396,7 @@ def _difference(own: Cell, theirs: Cell, column: Column, one: Quote, options: Ta
     allowed = one.tolerance.get(column.name)
     exceeds = allowed is not None and abs(value) * 100 > allowed + 1e-9
     scale = 100 if options.percent else 1
-    return Cell(value, f"{value * scale:+.{options.digits}f}", "exceeds" if exceeds else "")
+    return Cell(value, f"{value * scale:+z.{options.digits}f}", "exceeds" if exceeds else "")
 
 
 def _about(one: Quote) -> str:

@@ -78,6 +78,7 @@ def renamed(table: Table, pairs: Sequence[tuple[str, str]], known: Mapping[str, 
         title=reword(table.title),
         encoder=reword(table.encoder),
         compared=reword(table.compared),
+        missing=reword(table.missing),
         caption=each(table.caption),
         brief=each(table.brief),
         notes=each(table.notes),
@@ -85,8 +86,30 @@ def renamed(table: Table, pairs: Sequence[tuple[str, str]], known: Mapping[str, 
         cites=tuple((change(title), keys) for title, keys in table.cites),
         first=change(table.first),
         column_groups=tuple(_group(group, change, texts.get("Average", "")) for group in table.column_groups),
-        lines=tuple(replace(x, name=change(x.name), section=change(x.section)) for x in table.lines),
+        lines=tuple(
+            replace(x, name=change(x.name), names=tuple(map(change, x.names)), section=change(x.section))
+            for x in table.lines
+        ),
     )
+
+
+def renaming(pairs: Sequence[tuple[str, str]], rows: Iterable[Result]) -> Callable[[str], str]:
+    """Return a function that renames the names and titles of results, for figures."""
+    known = names(rows) if pairs else {}
+    return _replacing({old: new for name, new in pairs for old in known.get(name, ())})
+
+
+def retitled(row: Result, change: Callable[[str], str]) -> Result:
+    """Return a result with renamed titles of its benchmark, encoder and sets, and the digest that names its files."""
+    out = replace(
+        row,
+        benchmark_title=change(row.benchmark_title or row.benchmark),
+        encoder={**row.encoder, "name": change(str(row.encoder.get("name", "unknown")))},
+        id=replace(row.id, title=change(row.id.title)),
+        ood=tuple(replace(one, title=change(one.title)) for one in row.ood),
+    )
+    out.__dict__["digest"] = row.digest  # a cached property
+    return out
 
 
 def _replacing(texts: Mapping[str, str]) -> Callable[[str], str]:

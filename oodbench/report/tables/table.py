@@ -29,6 +29,7 @@ class Column:
     title: str
     better: int = 0
     name: str = ""
+    ours: bool = False  # in a transposed table: whether the column is shaded
 
     def __post_init__(self) -> None:
         _make_printable(self, "title")
@@ -94,6 +95,7 @@ class TableLine:
     cites    BibTeX keys
     facts    the CSV fields of a published number
     others   the results of the other seeds
+    names    with `--seeds`: the names of the results in a table without it; else ()
     ours     whether the line comes last and is shaded
     encoder  the heading above its section, in a table of several encoders
     rank     the number by which lines are sorted, the highest first; None comes last
@@ -107,6 +109,7 @@ class TableLine:
     cites: tuple[str, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
     others: tuple[Result, ...] = ()
+    names: tuple[str, ...] = ()
     ours: bool = False
     encoder: str = ""
     rank: float | None = None
@@ -137,10 +140,12 @@ class Table:
     encoder: str = ""  # its name in the title
     compared: str = ""  # the line that is compared with published numbers
     brief: tuple[str, ...] = ()  # short notes below a table with a short caption
+    missing: str = ""  # titles of OOD sets that only other tables of the benchmark and encoder have
+    slug: str = ""  # of its label in LaTeX: the benchmark
     order: tuple[str, ...] = ()  # what of caption and brief is on the order of the lines, and on those left out
 
     def __post_init__(self) -> None:
-        _make_printable(self, "title", "first", "encoder", "compared")
+        _make_printable(self, "title", "first", "encoder", "compared", "missing")
         object.__setattr__(self, "caption", tuple(map(printable, self.caption)))
         object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
         object.__setattr__(self, "footnotes", tuple(map(printable, self.footnotes)))
@@ -241,7 +246,8 @@ ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 
 def transposed(table: Table) -> Table:
     """Return the table with a line for each column, under near or far and its set; sections become groups."""
-    groups = tuple(ColumnGroup(line.section, (Column(line.name),), line.section) for line in table.lines)
+    columns = [(line.section, Column(line.name, ours=line.ours)) for line in table.lines]
+    groups = tuple(ColumnGroup(section, (column,), section) for section, column in columns)
     lines = []
     for g, group in enumerate(table.column_groups):
         title = ": ".join(filter(None, (table.heading(group.group) if group.mean is None else "", group.title)))
