@@ -82,8 +82,9 @@ def _page(
                 panel.axvline(threshold, color="black", linewidth=0.7, linestyle=(0, (3, 2)), gid="threshold")
             outside = "" if wide else _outside_text(_outside_count(on_id, edges), _outside_count(scores, edges))
             _words(panel, figure_data.of(one, ood.dataset), layout.panel[0], outside)
+        above = 1.08 if wide else 1.16  # leaves room for the text on scores outside the axis
         for place, panel in enumerate(axes):
-            panel.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.08 * max(tops)))
+            panel.set(xlim=(edges[0], edges[-1]), ylim=(0, above * max(tops)))
             panel.set_ylabel("Images, %" if place % columns == 0 else "")
             panel.tick_params(labelleft=place % columns == 0)
             if wide:
