@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import inspect
 import io
@@ -289,7 +290,9 @@ def test_ctrl_c_ends_at_once_and_the_next_call_resumes(server: FileServer, proce
     environment = {"OODBENCH_CONFIG": str(tmp_path / "config")}
     words = ["datasets", "get", "pets", "--data", str(tmp_path / "data")]
     command = [str(Path(sys.executable).with_name("oodbench")), *words]
-    running = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background shell ignores SIGINT
+    options: dict[str, Any] = {"env": {**os.environ, **environment}, "preexec_fn": default}
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
     part = tmp_path / "data" / DOWNLOADS / "pets/.pets.tgz.part"
     end = time.monotonic() + 120
     while not (part.is_file() and part.stat().st_size >= 100_000):
