@@ -177,7 +177,7 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], dict[str, str | Non
     "two": (same, {}, ["id.csv", "id=sky.csv"], r"'folder:.*/id' has scores in id\.csv and in sky\.csv; join them"),
     "not asked": (same, {}, ["id.csv", "textures.csv"], r"textures\.csv: its set 'textures' is not among the"),
     "two names": (same, {}, ["id_dtd.csv"], r"the file's name names folder:.*/id and textures of benchmark"),
-    "sorted rows": (lambda f: f[["score"]].assign(index=range(29, -1, -1)), {}, [], r"line 2: .*'29' is not one of its"),
+    "sorted rows": (lambda f: f[["score"]].assign(index=range(29, -1, -1)), {}, [], r"line 2: .*'29' is not one of"),
     "missing": (same, {}, ["id.csv", "sky.csv"], r"no scores of .*/sea; add .*=FILE\n  or .*--ood folder"),
     "name": (same, {}, ["other.csv"], r"the file's name names no set of .*; write SET=other\.csv"),
     "pickle": (same, {}, ["id.pkl"], r"id\.pkl: pickled files are not read"),
