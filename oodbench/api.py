@@ -49,7 +49,7 @@ class Attachments:
         yield from self._page(built, found)
         for number, table in enumerate(built, 1):
             folder = "figures" if len(built) == 1 else f"figures/{number}"
-            for name, content in self._figures([row for line in table.lines for row in line.results]):
+            for name, content in self._figures(table.results):
                 yield f"{folder}/{name}", content
 
     def _page(self, tables: list[Table], found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:

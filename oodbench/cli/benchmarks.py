@@ -9,7 +9,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
-from oodbench.cli.help import Names, benchmark_names, examples
+from oodbench.cli.help import BENCHMARK_NAME, examples
 from oodbench.cli.output import say
 from oodbench.errors import printable
 
@@ -50,7 +50,7 @@ def _list(wide: bool, as_json: bool) -> None:
 
 
 @benchmarks.command()
-@click.argument("name", type=Names(benchmark_names, several=False))
+@click.argument("name", type=BENCHMARK_NAME)
 @shared.DATA
 def show(name: str, data: Path | None) -> None:
     """Show the sets of a benchmark, and which are in the data folder."""
@@ -91,7 +91,7 @@ def add(name: str, id_: str, near: str, far: str, ood: str, data: Path | None, *
 
 
 @benchmarks.command()
-@click.argument("name", type=Names(benchmark_names, several=False))
+@click.argument("name", type=BENCHMARK_NAME)
 def remove(name: str) -> None:
     """Delete the declaration of your benchmark NAME. Datasets and results are kept."""
     from oodbench.data.add import remove_benchmark

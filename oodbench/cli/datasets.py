@@ -10,7 +10,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
-from oodbench.cli.help import Names, dataset_names, examples, set_names
+from oodbench.cli.help import DATASET_NAME, SET_NAME, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import check_output, note, say, write_output
 from oodbench.errors import UserError, printable
@@ -69,7 +69,7 @@ def _data_root(data: Path | None) -> Path:
 
 
 @datasets.command()
-@click.argument("name", type=Names(set_names, several=False))
+@click.argument("name", type=SET_NAME)
 @shared.DATA
 def show(name: str, data: Path | None) -> None:
     """Show a dataset or benchmark in full."""
@@ -114,7 +114,7 @@ def add(name: str, list_: str, clean_names: bool, **fields: str) -> None:
 
 
 @datasets.command()
-@click.argument("name", type=Names(dataset_names, several=False))
+@click.argument("name", type=DATASET_NAME)
 def remove(name: str) -> None:
     """Delete the declaration of your dataset NAME. Images and results are kept."""
     from oodbench.data.add import remove_dataset
@@ -123,7 +123,7 @@ def remove(name: str) -> None:
 
 
 @datasets.command()
-@click.argument("name", type=Names(dataset_names, several=False), required=False)
+@click.argument("name", type=DATASET_NAME, required=False)
 @click.argument("path", required=False)
 @click.option("--forget", is_flag=True, help="Unbind NAME, so that it is searched for in the data folder again.")
 @click.option("--allow-partial", is_flag=True, help="Bind NAME even if the number of images is not the declared one.")
@@ -159,7 +159,7 @@ def locate(name: str | None, path: str | None, forget: bool, allow_partial: bool
 
 
 @datasets.command()
-@click.argument("names", type=Names(set_names, several=False), nargs=-1, metavar="[NAME]...")
+@click.argument("names", type=SET_NAME, nargs=-1, metavar="[NAME]...")
 @click.option("--id", "id_", default="", help="ID set; NAMEs are then OOD sets that are compared with it.")
 @shared.DATA
 @shared.STORE
@@ -217,7 +217,7 @@ def check(
 
 
 @datasets.command()
-@click.argument("names", type=Names(set_names, several=False), nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", type=SET_NAME, nargs=-1, required=True, metavar="NAME...")
 @click.option(
     "--from",
     "source",

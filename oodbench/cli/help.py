@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -126,13 +127,6 @@ def group_names() -> list[str]:
     return list(registry.NAMED_GROUPS)
 
 
-def set_names() -> list[str]:
-    """Return the names of benchmarks and image sets."""
-    from oodbench.data import catalog
-
-    return [*dict.fromkeys((*catalog.benchmarks(), *catalog.datasets()))]
-
-
 def benchmark_names() -> list[str]:
     """Return the names of benchmarks."""
     from oodbench.data import catalog
@@ -147,12 +141,24 @@ def dataset_names() -> list[str]:
     return list(catalog.datasets())
 
 
+def set_names() -> list[str]:
+    """Return the names of benchmarks and image sets."""
+    return [*dict.fromkeys((*benchmark_names(), *dataset_names()))]
+
+
 def release_names(kind: str) -> list[str]:
     """Return the names of released weights or word lists, and of the methods that they are for."""
     from oodbench.data.released import releases
 
     found = releases(kind).values()
     return [*dict.fromkeys((*(one.method for one in found), *(one.name for one in found)))]
+
+
+# The types of an argument or option that is one name.
+METHOD_NAME = Names(functools.partial(method_names, groups=False), several=False)
+SET_NAME = Names(set_names, several=False)
+BENCHMARK_NAME = Names(benchmark_names, several=False)
+DATASET_NAME = Names(dataset_names, several=False)
 
 
 class EncoderNames(Names):

@@ -11,7 +11,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
-from oodbench.cli.help import Names, examples, group_names, method_names
+from oodbench.cli.help import METHOD_NAME, Names, examples, group_names
 from oodbench.cli.output import configure_logging, print_contract, say
 from oodbench.errors import UserError
 
@@ -71,7 +71,7 @@ def _list(group: str, wide: bool, as_json: bool, plugins: tuple[Path, ...]) -> N
 
 
 @methods.command()
-@click.argument("name", type=Names(lambda: method_names(groups=False), several=False))
+@click.argument("name", type=METHOD_NAME)
 @shared.PLUGINS
 @click.pass_obj
 def show(outer: tuple[Path, ...], name: str, plugins: tuple[Path, ...]) -> None:
@@ -83,7 +83,7 @@ def show(outer: tuple[Path, ...], name: str, plugins: tuple[Path, ...]) -> None:
 
 
 @methods.command()
-@click.argument("method", type=Names(lambda: method_names(groups=False), several=False))
+@click.argument("method", type=METHOD_NAME)
 @shared.SETTINGS
 @shared.DEVICE
 @shared.PLUGINS
@@ -135,7 +135,7 @@ def _checked_job(method: str, settings: tuple[str, ...], plugins: tuple[Path, ..
 
 
 @methods.command()
-@click.argument("name", type=Names(lambda: method_names(groups=False), several=False), default="neglabel")
+@click.argument("name", type=METHOD_NAME, default="neglabel")
 @shared.PLUGINS
 @shared.ID
 @shared.OOD

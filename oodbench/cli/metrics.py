@@ -51,10 +51,10 @@ def metrics(id_: str, ood: tuple[str, ...], verbose: bool, **options: Any) -> No
     configure_logging(verbose)
     from oodbench.cli.progress import spinner
     from oodbench.metrics import Settings, bootstrap, files
-    from oodbench.pipeline.request import choice_problems, range_problems
+    from oodbench.pipeline.request import MAX_REPLICATES, choice_problems, range_problems
 
     problems = choice_problems(("--higher", options["higher"], HIGHER))
-    raise_all([*problems, *range_problems(("--bootstrap", options["bootstrap"], 0, 10**7))])
+    raise_all([*problems, *range_problems(("--bootstrap", options["bootstrap"], 0, MAX_REPLICATES))])
     settings = Settings(options["at95"], options["aupr"], options["bootstrap"])
     bootstrap.check(settings)
     sign = 1 if options["higher"] == "id" else -1

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from oodbench.cli.help import EncoderNames, Names, OneOf, method_names, set_names
+from oodbench.cli.help import SET_NAME, EncoderNames, Names, OneOf, method_names, set_names
 from oodbench.errors import UserError, did_you_mean, redact
 from oodbench.storage.files import read_text
 
@@ -150,7 +150,7 @@ CONFIG = click.option(
 ID = click.option(
     "--id",
     "id_",
-    type=Names(set_names, several=False),
+    type=SET_NAME,
     default="glyphs",
     help="ID set or benchmark: a name, or folder:PATH.",
     show_default=True,
@@ -169,7 +169,7 @@ CLEAN_NAMES = click.option(
 )
 CALIBRATION = click.option(
     "--calibration",
-    type=Names(set_names, several=False),
+    type=SET_NAME,
     default="",
     help="ID training images for methods that calibrate. Default: those of the benchmark, else of the ID set.",
 )

@@ -15,7 +15,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import RESUME, sigterm_raises
-from oodbench.cli.help import Command, EncoderNames, Names, OneOf, examples, method_names, set_names
+from oodbench.cli.help import METHOD_NAME, SET_NAME, Command, EncoderNames, OneOf, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import configure_logging, note, print_errors, say
 
@@ -35,7 +35,7 @@ SKIPPED_SHOWN = 5  # skipped pairs or shards that are listed
         "oodbench train coop --id imagenet1k --shots 1,4,16 --seed 1,2,3 --encoder ViT-B-16/openai",
     ),
 )
-@click.argument("method", type=Names(lambda: method_names(groups=False), several=False))
+@click.argument("method", type=METHOD_NAME)
 @click.option(
     "--encoder",
     type=EncoderNames(several=False),
@@ -50,7 +50,7 @@ SKIPPED_SHOWN = 5  # skipped pairs or shards that are listed
 @click.option(
     "--id",
     "id_",
-    type=Names(set_names, several=False),
+    type=SET_NAME,
     default="",
     help="Few-shot methods learn from training images of this ID set or benchmark. Default: glyphs.",
 )
@@ -59,7 +59,7 @@ SKIPPED_SHOWN = 5  # skipped pairs or shards that are listed
 )
 @click.option(
     "--calibration",
-    type=Names(set_names, several=False),
+    type=SET_NAME,
     default="",
     help="Training images instead of those of the ID set, in the form of --id.",
 )

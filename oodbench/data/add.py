@@ -143,6 +143,11 @@ def _delete(path: Path) -> None:
         path.unlink()
     except OSError as error:
         raise UserError(f"cannot delete {path}: {error.strerror}") from error
+    _forget_declarations()
+
+
+def _forget_declarations() -> None:
+    """Let the catalogue read the declarations again."""
     catalog.datasets.cache_clear()
     catalog.benchmarks.cache_clear()
 
@@ -156,8 +161,7 @@ def _write(file: Path, values: Mapping[str, object]) -> Path:
         write_text(path, "".join(lines))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; name another folder with $OODBENCH_CONFIG") from error
-    catalog.datasets.cache_clear()
-    catalog.benchmarks.cache_clear()
+    _forget_declarations()
     return path
 
 

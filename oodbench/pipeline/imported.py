@@ -26,7 +26,7 @@ from oodbench.metrics.delong import Scores
 from oodbench.metrics.intervals import intervals
 from oodbench.pipeline.evaluate import rounded, uncertainty
 from oodbench.pipeline.plan import check_benchmark
-from oodbench.pipeline.request import choice_problems, is_writable, range_problems
+from oodbench.pipeline.request import MAX_INTEGER, MAX_REPLICATES, choice_problems, is_writable, range_problems
 from oodbench.pipeline.score_sets import SetScores, assign, matched
 from oodbench.results import HIGHER, IdRow, Result, SetRow, commit, read, slug, versions
 from oodbench.storage.files import atomic_write, expand, write_text
@@ -138,7 +138,9 @@ def import_scores(request: ImportRequest) -> Imported:
 def _check(request: ImportRequest) -> None:
     """Raise UserError for unknown choices, numbers out of range, and a results folder that cannot be written."""
     problems = choice_problems(("--at95", request.at95, metrics.AT95), ("--aupr", request.aupr, metrics.AUPR))
-    problems += range_problems(("--bootstrap", request.bootstrap, 0, 10**7), ("--seed", request.seed, 0, 2**63 - 1))
+    problems += range_problems(
+        ("--bootstrap", request.bootstrap, 0, MAX_REPLICATES), ("--seed", request.seed, 0, MAX_INTEGER)
+    )
     if request.higher not in HIGHER:
         given = f"--higher {request.higher}: give id or ood" if request.higher else "--higher is missing"
         problems.append(

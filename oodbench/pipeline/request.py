@@ -22,6 +22,7 @@ from oodbench.storage.store import default_root
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 MAX_INTEGER = 2**63 - 1  # of PyTorch and NumPy
+MAX_REPLICATES = 10**7  # of the bootstrap
 MAX_WORKERS = 4096  # threads or processes
 
 
@@ -257,7 +258,7 @@ def check_options(request: RunRequest) -> None:
         ("--limit", request.limit, 1, MAX_INTEGER),
         ("--seed", request.seed, 0, MAX_INTEGER),
         ("--actors", request.actors, 0, MAX_WORKERS),
-        ("--bootstrap", request.bootstrap, 0, 10**7),
+        ("--bootstrap", request.bootstrap, 0, MAX_REPLICATES),
     )
     problems += [*check_draw(request), *check_streams(request)]
     if not 0 < request.gpus_per_actor < math.inf:

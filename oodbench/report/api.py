@@ -253,9 +253,8 @@ class Report:
 
     def _drawn(self, options: TableOptions, chosen: FigureOptions) -> Iterator[Plot]:
         from oodbench.report.figures import encoder_plots, table_plots
-        from oodbench.report.figures.write import results_of
 
-        results = [results_of(table) for table in figure_tables(self._found.results, options)]
+        results = [table.results for table in figure_tables(self._found.results, options)]
         for rows in results:
             yield from table_plots(rows, self._found.paths, chosen)
         if "encoders" in chosen.kinds:

@@ -24,7 +24,6 @@ from oodbench.cli import main
 from oodbench.errors import UserError
 from oodbench.report.figures import FigureOptions, Heading, Plot, encoder_plots, plots
 from oodbench.report.figures.options import parse_width
-from oodbench.report.figures.write import results_of
 from oodbench.report.tables.grouping import from_folder
 from tests.report import stream_rows, test_shots
 from tests.report.test_figures import HOSTILE, lay, scores_of, toy
@@ -99,7 +98,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_by_one(folder: Path, kinds: Sequence[str], width: float | None, **options: Any) -> Iterator[Plot]:
     """The figures of a results folder, as the command draws them."""
     found = from_folder(folder)
-    tables = [results_of(table) for table in report.tables(found.results)]
+    tables = [table.results for table in report.tables(found.results)]
     for rows in tables:
         yield from plots(rows, found.paths, kinds=kinds, width=width, **options)
     yield from encoder_plots(tables, FigureOptions(kinds=("encoders",), width=width)) if "encoders" in kinds else ()

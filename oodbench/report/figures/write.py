@@ -11,7 +11,6 @@ from oodbench.errors import UserError, printable
 from oodbench.report.figures import FigureOptions, Heading, Plot, encoder_plots, table_plots
 from oodbench.report.figures.figure import stem, stem_words, unique
 from oodbench.report.tables.table import Table
-from oodbench.results import Result
 from oodbench.storage.files import atomic_write, expand
 
 CAPTIONS = "captions.txt"
@@ -42,14 +41,9 @@ def write(tables: Sequence[Table], paths: Mapping[str, Path], folder: Path, opti
 def _plots(tables: Sequence[Table], paths: Mapping[str, Path], options: FigureOptions) -> Iterator[Plot]:
     """Yield the figures of every table, then those that compare tables."""
     for table, heading in zip(tables, headings(tables), strict=True):
-        yield from table_plots(results_of(table), paths, options, heading)
+        yield from table_plots(table.results, paths, options, heading)
     if "encoders" in options.kinds:
-        yield from encoder_plots([results_of(table) for table in tables], options)
-
-
-def results_of(table: Table) -> list[Result]:
-    """Return every result that a table shows."""
-    return [row for line in table.lines for row in line.results]
+        yield from encoder_plots([table.results for table in tables], options)
 
 
 def headings(tables: Sequence[Table]) -> list[Heading]:

@@ -55,10 +55,10 @@ _CLUSTER = re.compile("(.)([\u0300-\u036f]*)", re.DOTALL)
 _SELECTORS = re.compile("[\ufe00-\ufe0f]")  # of a sign's variant; they are invisible
 
 # Characters that pdflatex has in the encodings T1 and TS1.
-T1 = frozenset("«»ÐÞðþĄąĐđĘęĮįŊŋŲų‚„‹›")  # what pdflatex prints only with fontenc's T1
 _LACKING = "ĦħĸĿŀŉŦŧſ"
 _LATIN = {chr(code) for code in (*range(0xA0, 0x180), *range(0x218, 0x21C))} - set(_LACKING)
 BASIC = _LATIN | set("‐‑‒–—‖‘’‚“”„†‡•…‰‱‹›€™№")
+T1 = frozenset("«»ÐÞðþĄąĐđĘęĮįŊŋŲų‚„‹›")  # those of BASIC that pdflatex prints only with fontenc's T1
 _UNSUPPORTED = re.compile(f"[^\\x00-\\x7f{''.join(sorted(BASIC))}]+")
 
 _FONTS = (

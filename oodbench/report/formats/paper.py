@@ -17,7 +17,6 @@ from oodbench.report.formats.latex_text import is_printed
 from oodbench.report.tables.columns import COLUMNS
 from oodbench.report.tables.grouping import facts
 from oodbench.report.tables.table import Column, ColumnGroup, Table, TableLine
-from oodbench.results import Result
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +100,8 @@ def _fits(a: Table, b: Table) -> bool:
 
 def _facts(table: Table) -> dict[str, str]:
     """Return the common facts of a table's results, without the encoder; {} for a transposed table."""
-    rows: list[Result] = [row for line in table.lines for row in line.results]
-    rows.sort(key=lambda row: (row.status != "ok", bool(row.imported)))  # the first has the most facts
+    # The first has the most facts.
+    rows = sorted(table.results, key=lambda row: (row.status != "ok", bool(row.imported)))
     return {name: value for name, value in facts(rows[0]).items() if not name.startswith("encoder ")} if rows else {}
 
 

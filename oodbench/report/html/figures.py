@@ -120,11 +120,10 @@ def gallery(tables: Sequence[Table], source: FigureSource, options: TableOptions
 def _by_encoder(tables: Sequence[Table], options: FigureOptions) -> dict[int, tuple[FigureSection, ...]]:
     """Return the figures that compare the encoders of a benchmark, by the number of its first table."""
     from oodbench.report.figures import encoder_plots
-    from oodbench.report.figures.write import results_of
 
     benchmarks: dict[str, list[tuple[int, list[Result]]]] = {}
     for number, table in enumerate(tables, 1):
-        if results := results_of(table):
+        if results := table.results:
             benchmarks.setdefault(results[0].benchmark, []).append((number, results))
     return {
         numbered[0][0]: _divided(encoder_plots([results for _, results in numbered], options))
@@ -134,19 +133,17 @@ def _by_encoder(tables: Sequence[Table], options: FigureOptions) -> dict[int, tu
 
 def _drawable(table: Table, paths: Mapping[str, Path]) -> bool:
     """Return whether a table's results have scores per image; figures of streams need none."""
-    rows = (row for line in table.lines for row in line.results if row.digest in paths)
-    if any(row.stream for line in table.lines for row in line.results):
+    if any(row.stream for row in table.results):
         return True
-    return any(paths[row.digest].with_suffix(".parquet").is_file() for row in rows)
+    return any(paths[row.digest].with_suffix(".parquet").is_file() for row in table.results if row.digest in paths)
 
 
 def _sections(
     table: Table, heading: Heading, source: FigureSource, options: FigureOptions
 ) -> tuple[FigureSection, ...]:
     from oodbench.report.figures import table_plots
-    from oodbench.report.figures.write import results_of
 
-    return _divided(table_plots(results_of(table), source.paths, options, heading))
+    return _divided(table_plots(table.results, source.paths, options, heading))
 
 
 def _divided(plots: Iterable[Plot]) -> tuple[FigureSection, ...]:

@@ -154,6 +154,11 @@ class Table:
         object.__setattr__(self, "cites", tuple((printable(title), keys) for title, keys in self.cites))
 
     @property
+    def results(self) -> list[Result]:
+        """Every result that the table shows."""
+        return [row for line in self.lines for row in line.results]
+
+    @property
     def marked(self) -> bool:
         """Whether any cell is marked as best or second."""
         return any(cell.mark in ("best", "second") for cell in self.cells)
