@@ -1,4 +1,4 @@
-# check: what to run before every commit (about a minute on two cores). test: everything; CI runs lint and test.
+# check: what to run before every commit (about five minutes on two cores). test: everything; CI runs lint and test.
 export OMP_WAIT_POLICY := PASSIVE
 # Some environments forbid it; compiled tests are kept from one run to the next.
 unexport PYTHONDONTWRITEBYTECODE

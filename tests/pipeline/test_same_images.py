@@ -52,6 +52,7 @@ def scored(data: Path, method: str, **options: object) -> Result:
     return row
 
 
+@pytest.mark.slow
 def test_copies_on_two_machines_are_in_one_table(labs: tuple[Path, Path]) -> None:
     one, two = labs
     rows = [scored(one, "mcm"), scored(two, "energy"), scored(two, "mcm")]
